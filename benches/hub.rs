@@ -193,7 +193,7 @@ fn runs(c: &mut Criterion) {
             let published = futures::future::join_all(writers.iter().map(|writer| writer.publish(tick()))).await;
             assert!(published.iter().all(Result::is_ok));
         }
-        let ended = futures::future::join_all(writers.into_iter().map(|writer| writer.finish())).await;
+        let ended = futures::future::join_all(writers.into_iter().map(tower_sse::RunWriter::finish)).await;
         assert!(ended.iter().all(Result::is_ok));
     };
     let builder = || Hub::builder().run_keep_for(Duration::from_secs(1));

@@ -304,6 +304,8 @@ mod documents {
     struct Presence;
     #[doc = include_str!("../docs/guide/retention.md")]
     struct Retention;
+    #[doc = include_str!("../docs/guide/runs.md")]
+    struct Runs;
     #[doc = include_str!("../docs/guide/scaling.md")]
     struct Scaling;
     #[doc = include_str!("../docs/guide/sending.md")]

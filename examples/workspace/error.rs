@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use tower_sse::PublishError;
+use tower_sse::{PublishError, RunError};
 
 #[derive(Debug)]
 pub(crate) enum Error {
@@ -16,11 +16,19 @@ pub(crate) enum Error {
     NotReady,
     /// The event could not be published.
     Publish(PublishError),
+    /// A run could not be begun, stopped or read.
+    Run(RunError),
 }
 
 impl From<PublishError> for Error {
     fn from(error: PublishError) -> Self {
         Self::Publish(error)
+    }
+}
+
+impl From<RunError> for Error {
+    fn from(error: RunError) -> Self {
+        Self::Run(error)
     }
 }
 
@@ -37,7 +45,11 @@ impl fmt::Display for Error {
             Self::Publish(error) if error.is_closed() => {
                 f.write_str("The server is restarting. Try again in a moment.")
             }
+            Self::Run(error) if error.is_unavailable() => {
+                f.write_str("The server is unavailable. Try again in a moment.")
+            }
             Self::Publish(error) => error.fmt(f),
+            Self::Run(error) => error.fmt(f),
         }
     }
 }

@@ -52,6 +52,7 @@ const LAST_REQUESTS: Duration = Duration::from_secs(2);
 /// cookies.
 #[derive(Clone, FromRef)]
 struct App {
+    hub: Hub,
     sessions: Sessions,
     documents: Documents,
     reports: Reports,
@@ -86,7 +87,7 @@ impl App {
                 tracing::warn!(%error, "the welcome documents could not be created");
             }
         });
-        Ok(Self { sessions, documents, reports, metrics, feed, notifications, replica })
+        Ok(Self { hub: hub.clone(), sessions, documents, reports, metrics, feed, notifications, replica })
     }
 }
 
@@ -127,7 +128,8 @@ async fn run(mut options: Options) -> Result<(), Box<dyn Error>> {
     let (sender, drained) = tokio::sync::oneshot::channel();
     let serve = axum::serve(hub.listener(listener), router).with_graceful_shutdown(async move {
         signal.await;
-        let _ = timeout(STOP_REPORTS, reports.stop()).await;
+        // Before the drain, because the drain ends the runs of this instance.
+        let _ = timeout(STOP_REPORTS, reports.stop_all()).await;
         hub.drain(WINDOW).await;
         let _ = sender.send(());
     });

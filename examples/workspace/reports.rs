@@ -1,5 +1,9 @@
 //! Long computations that publish their progress. Each runs in its own task and counts the primes
 //! below a number.
+//!
+//! The progress of a report is a run: its stream ends with the computation, also if its instance is
+//! killed. The log has only the list of the reports, with one event at the start of a report and
+//! one at its end.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -9,23 +13,24 @@ use std::time::{Duration, Instant};
 use serde::{Deserialize, Serialize};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::spawn_blocking;
-use tower_sse::{Event, Hub, PublishError, ReceivedEvent};
+use tower_sse::{Event, Hub, PublishError, ReceivedEvent, Run, RunError, RunReader, RunWriter};
 
 use crate::error::Error;
 use crate::notifications::Notification;
 use crate::replica::{Follower, Shared, lock, new_id, now, publish_all, value};
 use crate::sessions::{USERS, User};
 
-/// The prefix of the topics, one for each user. The hub retains the newest state of each report: a
-/// new page receives it at once, and a slow page skips older states.
+/// The prefix of the topics, one for each user, and of the names of the runs. The hub retains the
+/// newest state of each report in the topic.
 pub(crate) const TOPICS: &str = "reports/";
 const LIMITS: std::ops::RangeInclusive<usize> = 1_000..=1_000_000_000;
 /// How many numbers the sieve covers before the task can stop or publish.
 const CHUNK: usize = 250_000;
 /// The minimum time between two updates, for at most ten a second.
 const UPDATE_INTERVAL: Duration = Duration::from_millis(100);
-/// The maximum number of reports that one instance computes at a time.
-const MAX_RUNNING: u32 = 4;
+/// The maximum number of reports that one instance computes at a time. A page has a stream for
+/// each, and a browser has few connections.
+const MAX_RUNNING: u32 = 2;
 /// The number of reports of each user that are kept.
 const MAX_REPORTS: usize = 20;
 
@@ -46,7 +51,10 @@ struct Report {
 enum State {
     Running,
     Done,
+    /// The user has stopped the report.
     Stopped,
+    /// The instance of the report has ended.
+    Interrupted,
 }
 
 pub(crate) fn topic(user: &str) -> String {
@@ -74,6 +82,22 @@ impl Reports {
         mine
     }
 
+    /// Returns the run of a report. Its name has the user of the session, so that no request reads
+    /// or stops a report of another user.
+    fn run(&self, owner: &str, id: &str) -> Run {
+        self.hub.run(format!("{TOPICS}{owner}/{id}"))
+    }
+
+    /// Looks the run of a report up, on any instance.
+    pub(crate) async fn reader(&self, owner: User, id: &str) -> Result<RunReader, RunError> {
+        self.run(owner.id, id).reader().await
+    }
+
+    /// Asks a report to stop, whichever instance computes it.
+    pub(crate) async fn stop(&self, owner: User, id: &str) -> Result<(), Error> {
+        if self.run(owner.id, id).stop().await? { Ok(()) } else { Err(Error::Missing) }
+    }
+
     /// Starts a report, and returns when its first state is published.
     pub(crate) async fn start(&self, owner: User, limit: usize) -> Result<(), Error> {
         if !LIMITS.contains(&limit) {
@@ -91,31 +115,39 @@ impl Reports {
             took_ms: 0,
             state: State::Running,
         };
+        // The run begins before the pages learn of the report, so that they find its run. If the
+        // instance dies, another instance publishes the last will.
+        let run = self.run(owner.id, &report.id);
+        let writer = run.begin().last_will(Event::new("interrupted", "")).await?;
         self.publish_report(&report).await?;
-        tokio::spawn(self.clone().compute(report, place));
+        tokio::spawn(self.clone().compute(report, writer, place));
         Ok(())
     }
 
-    /// Stops all reports, and returns when they have published their last state. No report can
-    /// start afterwards.
-    pub(crate) async fn stop(&self) {
+    /// Stops all reports of this instance, and returns when they have published their last state.
+    /// No report can start afterwards.
+    pub(crate) async fn stop_all(&self) {
         self.is_stopping.store(true, Ordering::Relaxed);
         if let Ok(places) = self.places.acquire_many(MAX_RUNNING).await {
             places.forget();
         }
     }
 
-    async fn compute(self, mut report: Report, _place: OwnedSemaphorePermit) {
+    async fn compute(self, mut report: Report, writer: RunWriter, _place: OwnedSemaphorePermit) {
         let (begun, mut published) = (Instant::now(), Instant::now());
         let roots = Arc::new(primes_below(report.limit.isqrt() + 1));
         for from in (0..report.limit).step_by(CHUNK) {
             if self.is_stopping.load(Ordering::Relaxed) {
+                report.state = State::Interrupted;
+                break;
+            }
+            if writer.is_stopped() {
                 report.state = State::Stopped;
                 break;
             }
             let (roots, to) = (Arc::clone(&roots), report.limit.min(from + CHUNK));
             let Ok(primes) = spawn_blocking(move || count_primes(&roots, from, to)).await else {
-                report.state = State::Stopped;
+                report.state = State::Interrupted;
                 break;
             };
             report.primes += primes;
@@ -125,8 +157,11 @@ impl Reports {
                 report.state = State::Done;
             } else if published.elapsed() >= UPDATE_INTERVAL {
                 published = Instant::now();
-                // The result is ignored: the next update has the newer state.
-                let _ = self.publish_report(&report).await;
+                // Other errors are ignored: the next update has the newer figures.
+                if publish_progress(&writer, &report).await.is_err_and(|error| error.is_ended()) {
+                    report.state = State::Interrupted;
+                    break;
+                }
             }
         }
         // The last state must be published: retry while the broker is unavailable.
@@ -136,6 +171,9 @@ impl Reports {
                 break;
             }
             tokio::time::sleep(Duration::from_secs(1)).await;
+        }
+        if let Err(error) = end(writer, &report).await {
+            tracing::warn!(%error, "the run of a report could not be ended");
         }
     }
 
@@ -148,6 +186,19 @@ impl Reports {
             events.push(Notification::new(&report.id, &report.owner, text, "/reports").event(&self.hub)?);
         }
         publish_all(&self.hub, events).await.map(drop)
+    }
+}
+
+async fn publish_progress(writer: &RunWriter, report: &Report) -> Result<(), RunError> {
+    writer.publish(Event::json("report", report)?).await.map(drop)
+}
+
+/// Ends the run of a report, with the last state of the report as its last event.
+async fn end(writer: RunWriter, report: &Report) -> Result<(), RunError> {
+    let last = Event::json("report", report)?;
+    match report.state {
+        State::Interrupted => writer.fail_with(last, "the server was stopped").await,
+        State::Running | State::Done | State::Stopped => writer.finish_with(last).await,
     }
 }
 

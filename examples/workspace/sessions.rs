@@ -46,7 +46,7 @@ pub(crate) struct Session {
     pub(crate) user: User,
     /// A random id. It is useless without the signature of the cookie.
     id: String,
-    expires: SystemTime,
+    pub(crate) expires: SystemTime,
 }
 
 impl Session {

@@ -11,7 +11,7 @@ use axum::routing::{delete, get, post};
 use axum::{Form, Json, Router};
 use serde::Deserialize;
 use serde_json::{Value, json};
-use tower_sse::{Hub, PublishError};
+use tower_sse::{EventStream, Hub, PublishError, Refusal, RefusalReason, StreamRequest, Subscription};
 
 use crate::App;
 use crate::error::Error;
@@ -53,6 +53,8 @@ pub(crate) fn router(hub: &Hub, app: App) -> Router {
         .route("/documents", post(create_document))
         .route("/documents/{id}", delete(delete_document))
         .route("/reports", post(start_report))
+        .route("/reports/{id}", delete(stop_report))
+        .route("/reports/{id}/events", get(report_events))
         .route("/feed", post(post_news))
         .route("/notifications/read", post(mark_notifications_read))
         .route("/assets/{name}", get(asset))
@@ -136,6 +138,34 @@ async fn start_report(
 ) -> Result<StatusCode, Problem> {
     reports.start(session.user, body.limit).await?;
     Ok(StatusCode::ACCEPTED)
+}
+
+async fn stop_report(
+    State(reports): State<Reports>,
+    session: Session,
+    Path(id): Path<String>,
+) -> Result<StatusCode, Problem> {
+    reports.stop(session.user, &id).await?;
+    Ok(StatusCode::ACCEPTED)
+}
+
+/// Opens a stream of the progress of a report, which ends with the report.
+async fn report_events(
+    State(app): State<App>,
+    request: StreamRequest,
+    session: Session,
+    Path(id): Path<String>,
+) -> Result<EventStream, Problem> {
+    match app.reports.reader(session.user, &id).await {
+        Ok(reader) => {
+            let progress = Subscription::run(reader).with_user(session.user.id).expires_at(session.expires);
+            Ok(app.hub.respond(request, progress))
+        }
+        // The `EventSource` of the page would give up after an error. After this refusal it
+        // retries.
+        Err(error) if error.is_unavailable() => Ok(app.hub.refuse(Refusal::retry_later(RefusalReason::Busy))),
+        Err(error) => Err(Error::from(error).into()),
+    }
 }
 
 async fn mark_notifications_read(State(app): State<App>, session: Session) -> Result<StatusCode, Problem> {
@@ -237,6 +267,7 @@ impl From<Error> for Problem {
             Error::Missing => StatusCode::NOT_FOUND,
             Error::LimitReached(_) => StatusCode::CONFLICT,
             Error::Publish(error) => error.status_code(),
+            Error::Run(error) => error.status_code(),
             Error::NotReady => StatusCode::SERVICE_UNAVAILABLE,
         };
         Self(status, error.to_string())

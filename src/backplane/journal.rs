@@ -20,7 +20,7 @@ use super::{BackplaneError, sealed};
 pub(crate) const IDLE: Duration = Duration::from_secs(24 * 3600);
 /// The maximum time for which a closed journal is kept. The limit lets an adapter set an age at
 /// which the broker removes every entry.
-pub(crate) const MAX_KEEP: Duration = Duration::from_secs(7 * 24 * 3600);
+pub(crate) const MAX_KEEP: Duration = Duration::from_secs(24 * 3600);
 
 /// Journals at a broker: the storage of runs. This trait is a part of
 /// [`Backplane`](super::Backplane).
@@ -36,7 +36,7 @@ pub(crate) const MAX_KEEP: Duration = Duration::from_secs(7 * 24 * 3600);
 ///   first call had its effect, and then it returns success.
 /// - **Expiry.** A broker forgets a closed journal when its time has passed. A broker may forget an
 ///   open journal to which nothing was appended for 24 hours. `Nats` also forgets an open journal
-///   seven days after it began.
+///   three days after it began.
 /// - **Loss.** A broker that loses its data has no journal. It never returns a journal with a hole.
 ///   A broker that was restored from a backup may have a journal without its newest entries. Then
 ///   the next append of the writer returns [`JournalAppend::Conflict`].
@@ -73,7 +73,7 @@ pub trait Journals: sealed::Sealed + Send + Sync + 'static {
     /// the key, is open, and has exactly `after` entries.
     ///
     /// `close` closes the journal with this entry. The broker then forgets the journal after the
-    /// time in `close`. A time above seven days counts as seven days.
+    /// time in `close`. A time above 24 hours counts as 24 hours.
     ///
     /// If the journal already has an entry `after + 1` with the same bytes, and was closed with
     /// this entry exactly if `close` is set, the call is a repeat and returns

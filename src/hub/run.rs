@@ -257,8 +257,8 @@ impl BeginRun {
                 hub.begin_shared_run(shared, &name, will).await?
             }
         };
-        // If a drain has begun meanwhile, it may have missed this run, so the drop of the writer ends
-        // the run.
+        // If a drain has begun meanwhile, it may have missed this run, so the drop of the writer
+        // ends the run.
         let writer = RunWriter::new(hub.clone(), name, content);
         if is_closed() { Err(PublishError::CLOSED.into()) } else { Ok(writer) }
     }

@@ -60,7 +60,7 @@ impl Subscription {
     pub fn run(reader: RunReader) -> Self {
         let mut subscription = Self::anonymous();
         let found = Arc::new(Found(reader.found));
-        subscription.run = Some(RunSource { found, skipped: 0, only_while_active: false });
+        subscription.run = Some(Box::new(RunSource { found, skipped: 0, only_while_active: false }));
         subscription
     }
 

@@ -4,10 +4,9 @@ use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::{ALLOW, CACHE_CONTROL, CONNECTION, CONTENT_TYPE, HeaderName, X_CONTENT_TYPE_OPTIONS};
+use http::header::{ALLOW, CACHE_CONTROL, CONNECTION, CONTENT_TYPE, HeaderName, RETRY_AFTER, X_CONTENT_TYPE_OPTIONS};
 use http::{HeaderMap, HeaderValue, Method, Response, StatusCode, Version};
 
-use super::topics::retry_later;
 use super::{Access, EventBody, StreamRequest, negotiate};
 use crate::hub::{Hub, Redemption, Request, Taken, Transport};
 use crate::types::refusal::{Kind, Refusal};
@@ -68,8 +67,8 @@ impl Hub {
     ///
     /// The router has chosen the method of the request, so this method responds to any method, for
     /// example to `POST`, and ignores the `Accept` header. A `HEAD` request receives only the head
-    /// of the response and opens no stream. Otherwise the same rules apply as for the layer: the hub
-    /// checks the host and the origin, and a hub that is draining sends a retryable refusal.
+    /// of the response and opens no stream. Otherwise the same rules apply as for the layer: the
+    /// hub checks the host and the origin, and a hub that is draining sends a retryable refusal.
     ///
     /// The [`EventStream`] has the hub's headers. The handler can add others.
     ///
@@ -324,6 +323,14 @@ fn with_status(status: StatusCode, body: EventBody) -> Response<EventBody> {
 pub(super) fn wrong_method(text: &'static str, allowed: &'static str) -> Response<EventBody> {
     let mut response = plain(StatusCode::METHOD_NOT_ALLOWED, text);
     response.headers_mut().insert(ALLOW, HeaderValue::from_static(allowed));
+    response
+}
+
+pub(super) fn retry_later(after: Duration) -> Response<EventBody> {
+    let mut response = plain(StatusCode::SERVICE_UNAVAILABLE, "not now\n");
+    // Round up, so that the client does not retry too early.
+    let seconds = after.as_secs().saturating_add(u64::from(after.subsec_nanos() > 0)).max(1);
+    response.headers_mut().insert(RETRY_AFTER, HeaderValue::from(seconds));
     response
 }
 

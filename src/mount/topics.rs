@@ -1,12 +1,10 @@
 //! Topic changes without a reconnect: `POST /events/{connection}/topics?join=a&leave=b&since=…`.
 
 use std::sync::Arc;
-use std::time::Duration;
 
-use http::header::RETRY_AFTER;
-use http::{HeaderValue, Method, Response, StatusCode, Uri};
+use http::{Method, Response, StatusCode, Uri};
 
-use super::respond::{plain, short, wrong_method};
+use super::respond::{plain, retry_later, short, wrong_method};
 use super::{Access, EventBody, StreamRequest};
 use crate::hub::{Hub, Redemption};
 use crate::types::refusal::Kind;
@@ -137,14 +135,6 @@ fn hook_request(request: &StreamRequest) -> Option<StreamRequest> {
 
 fn no_such_connection() -> Response<EventBody> {
     plain(StatusCode::NOT_FOUND, "no such connection\n")
-}
-
-pub(super) fn retry_later(after: Duration) -> Response<EventBody> {
-    let mut response = plain(StatusCode::SERVICE_UNAVAILABLE, "not now\n");
-    // Round up, so that the client does not retry too early.
-    let seconds = after.as_secs().saturating_add(u64::from(after.subsec_nanos() > 0)).max(1);
-    response.headers_mut().insert(RETRY_AFTER, HeaderValue::from(seconds));
-    response
 }
 
 #[cfg(test)]

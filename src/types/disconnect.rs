@@ -43,8 +43,8 @@ pub(crate) enum Reconnect {
 }
 
 impl Reconnect {
-    /// Returns whether this setting is of a stricter kind than the other. The end of a
-    /// run is stricter than a ban, a ban than a delay, and a delay than none. Durations are not compared.
+    /// Returns whether this setting is of a stricter kind than the other. The end of a run is
+    /// stricter than a ban, a ban than a delay, and a delay than none. Durations are not compared.
     pub(crate) fn is_stricter_than(self, other: Self) -> bool {
         let rank = |reconnect| match reconnect {
             Self::Now => 0,

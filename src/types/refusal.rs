@@ -43,10 +43,12 @@ pub(crate) enum Kind {
     Invalid(SubscriptionError),
     /// The access hook panicked. Only the hub creates this refusal.
     Panicked,
-    /// There is no run to read, or the client has read all of it. Only the hub creates this refusal.
+    /// There is no run to read, or the client has read all of it. Only the hub creates this
+    /// refusal.
     NoRun,
-    /// The hub cannot resume from the client's cursor: it is of a run that the hub does not have, or
-    /// the stream is bare, so that it could not report the gap. Only the hub creates this refusal.
+    /// The hub cannot resume from the client's cursor: it is of a run that the hub does not have,
+    /// or the stream is bare, so that it could not report the gap. Only the hub creates this
+    /// refusal.
     Unresumable,
 }
 

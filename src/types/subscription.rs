@@ -60,7 +60,7 @@ pub struct Subscription {
     /// is older than the request.
     pub(crate) redeemed: Option<Box<Redeemed>>,
     /// The run that the connection reads in place of the log, or `None`.
-    pub(crate) run: Option<RunSource>,
+    pub(crate) run: Option<Box<RunSource>>,
     pub(crate) invalid: Option<SubscriptionError>,
 }
 
@@ -483,9 +483,9 @@ impl Subscription {
     ///   Without a cursor, [`Start::Oldest`] and [`Start::Last`] begin with the retained events,
     ///   and the client does not learn whether earlier events were dropped.
     /// - A retryable refusal of a request without a cursor is `503` with `Retry-After`. For a
-    ///   request with a cursor or from an `EventSource`, the refusal is `200`, a `retry` line and an
-    ///   error. Before a layer or an endpoint knows the subscription, it refuses with `hub.refused`,
-    ///   so use [`Hub::respond`](crate::Hub::respond) for such clients.
+    ///   request with a cursor or from an `EventSource`, the refusal is `200`, a `retry` line and
+    ///   an error. Before a layer or an endpoint knows the subscription, it refuses with
+    ///   `hub.refused`, so use [`Hub::respond`](crate::Hub::respond) for such clients.
     ///
     /// A client has no cursor before its first event, and a quiet stream sends no fresh ids. A ban
     /// of a single connection does not stop a client of a bare stream, because the stream cannot

@@ -66,8 +66,8 @@ impl SubscriptionError {
     /// Causes are an invalid name, more topics than
     /// [`HubBuilder::max_topics`](crate::HubBuilder::max_topics), attached data that is over
     /// [`Subscription::MAX_DATA_BYTES`](crate::Subscription::MAX_DATA_BYTES) or cannot be
-    /// serialized, a lifetime of a ticket that is not between 1 second and 1 hour, and a ticket for a
-    /// [run](crate::Subscription::run).
+    /// serialized, a lifetime of a ticket that is not between 1 second and 1 hour, and a ticket for
+    /// a [run](crate::Subscription::run).
     #[must_use]
     pub fn is_invalid(&self) -> bool {
         matches!(

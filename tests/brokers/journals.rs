@@ -11,7 +11,9 @@ use tower_sse::backplane::{
 use crate::faulty::Faulty;
 use crate::kit::broker::{Broker, BrokerServer, for_each_broker};
 use crate::kit::soon;
+use crate::nats_server::NatsServer;
 use crate::proxy::{Mode, Proxy};
+use crate::redis_server::{FORGETFUL, RedisServer};
 
 const KEY: &str = "answers/7";
 const HOUR: Option<Duration> = Some(Duration::from_secs(3600));
@@ -292,6 +294,8 @@ for_each_broker!(an_entry_may_have_any_bytes(log): memory, redis, nats);
 async fn a_large_entry_is_stored_or_rejected_with_the_limit(log: impl Backplane) {
     let large = Bytes::from(vec![b'x'; (1 << 20) - 1024]);
     let Begun::New(id) = soon(log.begin_journal(KEY, large.clone())).await.unwrap() else { panic!() };
+    assert_eq!(read(&log, KEY, None, 0).await.unwrap().entries, [large.clone()]);
+    assert_eq!(soon(log.begin_journal(KEY, large.clone())).await.unwrap(), Begun::New(id));
     let mut count = 1;
     for size in [1 << 20, (1 << 20) + 1, 4 << 20] {
         let appended = soon(log.append_journal(KEY, id, count, vec![b'y'; size].into(), None)).await;
@@ -560,4 +564,230 @@ async fn a_writer_that_repeats_failed_calls_stores_each_entry_once() {
         }
         assert_eq!(all, (0..=50).map(|n| n.to_string()).collect::<Vec<_>>());
     }
+}
+
+/// Returns the key of the stream of [`KEY`] on Redis, in the namespace `n`.
+fn redis_key(server: &RedisServer) -> String {
+    let keys = server.cli(&["KEYS", "tower-sse:{n}:journal:*"]);
+    assert_eq!(keys.lines().count(), 1, "{keys}");
+    keys
+}
+
+#[tokio::test]
+async fn journals_on_redis_expire_without_a_reader() {
+    let Some(server) = RedisServer::start(FORGETFUL) else { return };
+    let log = server.log("n");
+    let id = begin_new(&log, KEY, "first").await;
+    let left = || server.cli(&["PTTL", &redis_key(&server)]).parse::<u64>().unwrap();
+    let day = 24 * 3_600_000;
+    assert!((day - 60_000..=day).contains(&left()), "{}", left());
+    server.cli(&["PEXPIRE", &redis_key(&server), "100000"]);
+    append(&log, id, 1, "second", None).await;
+    assert!((day - 60_000..=day).contains(&left()), "{}", left());
+    append(&log, id, 2, "last", HOUR).await;
+    assert!((3_540_000..=3_600_000).contains(&left()), "{}", left());
+}
+
+#[tokio::test]
+async fn entry_is_rejected_when_redis_is_out_of_memory() {
+    let Some(server) = RedisServer::start(FORGETFUL) else { return };
+    let log = server.log("n");
+    let id = begin_new(&log, KEY, "first").await;
+    server.cli(&["CONFIG", "SET", "maxmemory", "1"]);
+    let error = soon(log.append_journal(KEY, id, 1, Bytes::from_static(b"second"), None)).await.unwrap_err();
+    assert!(error.is_rejected() && error.to_string().contains("OOM"), "{error}");
+    let error = soon(log.begin_journal("answers/8", Bytes::from_static(b"first"))).await.unwrap_err();
+    assert!(error.is_rejected() && error.to_string().contains("OOM"), "{error}");
+    assert_eq!(entries(&log, KEY).await, ["first"]);
+    server.cli(&["CONFIG", "SET", "maxmemory", "0"]);
+    assert_eq!(append(&log, id, 1, "second", None).await, Appended);
+}
+
+/// An administrator deletes an entry.
+#[tokio::test]
+async fn a_redis_journal_with_a_hole_counts_as_forgotten() {
+    let Some(server) = RedisServer::start(FORGETFUL) else { return };
+    let log = server.log("n");
+    let id = begin_new(&log, KEY, "first").await;
+    for (after, entry) in [(1, "second"), (2, "third"), (3, "fourth")] {
+        append(&log, id, after, entry, None).await;
+    }
+    assert_eq!(server.cli(&["XDEL", &redis_key(&server), "2-0"]), "1");
+    assert_eq!(read(&log, KEY, Some(id), 0).await, None);
+    assert_eq!(read(&log, KEY, Some(id), 2).await, Some(page(id, &["third", "fourth"], 4, false)));
+}
+
+#[tokio::test]
+async fn a_journal_cannot_be_read_from_a_demoted_redis() {
+    let Some(server) = RedisServer::start(FORGETFUL) else { return };
+    let Some(primary) = RedisServer::start(FORGETFUL) else { return };
+    let log = server.log("n");
+    let id = begin_new(&log, KEY, "first").await;
+    server.follow(&primary, primary.port).await;
+    begin_new(&primary.log("n"), KEY, "other").await;
+    let error = soon(log.read_journal(KEY, None, 0, ALL)).await.unwrap_err();
+    assert!(!error.is_unknown() && !error.is_rejected(), "{error}");
+    for after in [1, 2] {
+        let error = soon(log.append_journal(KEY, id, after, Bytes::from_static(b"x"), None)).await.unwrap_err();
+        assert!(!error.is_unknown() && !error.is_rejected(), "{error}");
+    }
+    for first in ["first", "other", "third"] {
+        let error = soon(log.begin_journal(KEY, Bytes::from(first))).await.unwrap_err();
+        assert!(!error.is_unknown() && !error.is_rejected(), "{error}");
+    }
+}
+
+/// The repeated call waits for the replica too.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_entry_waits_for_a_redis_replica() {
+    let Some(primary) = RedisServer::start(FORGETFUL) else { return };
+    let Some(replica) = RedisServer::start(FORGETFUL) else { return };
+    let proxy = Proxy::start(primary.port).await;
+    replica.follow(&primary, proxy.port).await;
+    let log = || Redis::new(&primary.url(), "n").unwrap().acknowledged_by(1).timeout(Duration::from_secs(2));
+    let one = log();
+    let id = begin_new(&one, KEY, "first").await;
+    let length = |server: &RedisServer| server.cli(&["XLEN", &redis_key(server)]);
+    assert_eq!(length(&replica), "1");
+    proxy.set(Mode::StallsAnswers);
+    for log in [&one, &log()] {
+        let error = soon(log.append_journal(KEY, id, 1, Bytes::from_static(b"second"), None)).await.unwrap_err();
+        assert!(error.is_unknown() && error.to_string().contains("the entry in time"), "{error}");
+    }
+    assert_eq!([length(&primary), length(&replica)], ["2", "1"]);
+    proxy.set(Mode::Passes);
+    assert_eq!(soon(retried(|| one.append_journal(KEY, id, 1, Bytes::from_static(b"second"), None))).await, Appended);
+    assert_eq!(length(&replica), "2");
+}
+
+const NATS_STREAM: &str = "tower-sse-journals_n";
+
+/// Returns the number of messages of all journals in the namespace `n`.
+async fn nats_messages(server: &NatsServer) -> u64 {
+    server.api(&format!("STREAM.INFO.{NATS_STREAM}"), "").await["state"]["messages"].as_u64().unwrap()
+}
+
+#[tokio::test]
+async fn messages_of_a_closed_journal_on_nats_are_removed_without_a_reader() {
+    let Some(server) = NatsServer::start() else { return };
+    let log = Nats::new(&server.url(), "n").unwrap();
+    let id = begin_new(&log, KEY, "first").await;
+    let other = begin_new(&log, "answers/8", "first").await;
+    append(&log, id, 1, "last", Some(Duration::from_millis(300))).await;
+    soon(async { while nats_messages(&server).await != 1 {} }).await;
+    assert_eq!(read(&log, "answers/8", None, 0).await, Some(page(other, &["first"], 1, false)));
+}
+
+/// The adapter that closed the journal no longer runs.
+#[tokio::test]
+async fn a_reader_removes_the_messages_of_a_forgotten_journal_on_nats() {
+    let Some(server) = NatsServer::start() else { return };
+    let log = Nats::new(&server.url(), "n").unwrap();
+    let id = begin_new(&log, KEY, "first").await;
+    append(&log, id, 1, "last", Some(Duration::from_millis(300))).await;
+    drop(log);
+    let log = Nats::new(&server.url(), "n").unwrap();
+    soon(async { while read(&log, KEY, None, 0).await.is_some() {} }).await;
+    soon(async { while nats_messages(&server).await != 0 {} }).await;
+}
+
+/// Publishes an entry as a server has it that was killed before it removed the older messages.
+async fn publish_on_nats(server: &NatsServer, heading: &str, entry: &'static str) {
+    let client = async_nats::connect(server.url()).await.unwrap();
+    let subject = server.api(&format!("STREAM.MSG.GET.{NATS_STREAM}"), "{\"seq\":1}").await;
+    let subject = subject["message"]["subject"].as_str().unwrap().to_owned();
+    let mut headers = async_nats::HeaderMap::new();
+    headers.insert("Tower-Sse-Journal", heading);
+    client.publish_with_headers(subject, headers, Bytes::from_static(entry.as_bytes())).await.unwrap();
+    client.flush().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_reader_skips_messages_of_an_older_journal_on_nats() {
+    let Some(server) = NatsServer::start() else { return };
+    let log = Nats::new(&server.url(), "n").unwrap();
+    let old = begin_new(&log, KEY, "old").await;
+    append(&log, old, 1, "old last", HOUR).await;
+    let now = std::time::SystemTime::UNIX_EPOCH.elapsed().unwrap().as_millis();
+    for (number, entry) in [(1, "first"), (2, "second"), (3, "third")] {
+        publish_on_nats(&server, &format!("a {number} {now}"), entry).await;
+    }
+    let id = JournalId::new(10).unwrap();
+    soon(async { while nats_messages(&server).await < 5 {} }).await;
+    assert_eq!(read(&log, KEY, None, 0).await, Some(page(id, &["first", "second", "third"], 3, false)));
+    assert_eq!(read(&log, KEY, Some(old), 0).await, None);
+    assert_eq!(append(&log, id, 3, "last", HOUR).await, Appended);
+    begin_new(&log, KEY, "next").await;
+    assert_eq!(entries(&log, KEY).await, ["next"]);
+    soon(async { while nats_messages(&server).await != 1 {} }).await;
+}
+
+/// The journal began more than three days ago, so the server may remove its first entry.
+#[tokio::test]
+async fn an_old_open_journal_on_nats_counts_as_forgotten() {
+    let Some(server) = NatsServer::start() else { return };
+    let log = Nats::new(&server.url(), "n").unwrap();
+    let id = begin_new(&log, KEY, "first").await;
+    append(&log, id, 1, "last", HOUR).await;
+    let now = std::time::SystemTime::UNIX_EPOCH.elapsed().unwrap().as_millis() as u64;
+    let begun = now - 3 * 24 * 3_600_000;
+    publish_on_nats(&server, &format!("a 1 {begun}"), "first").await;
+    let old = JournalId::new(10).unwrap();
+    soon(async { while read(&log, KEY, Some(id), 0).await.is_some() {} }).await;
+    assert_eq!(read(&log, KEY, Some(old), 0).await, None);
+    assert_eq!(append(&log, old, 1, "second", None).await, Conflict);
+    begin_new(&log, KEY, "next").await;
+}
+
+/// An administrator deletes an entry.
+#[tokio::test]
+async fn a_nats_journal_with_a_hole_counts_as_forgotten() {
+    let Some(server) = NatsServer::start() else { return };
+    let log = Nats::new(&server.url(), "n").unwrap();
+    let id = begin_new(&log, KEY, "first").await;
+    for (after, entry) in [(1, "second"), (2, "third"), (3, "fourth")] {
+        append(&log, id, after, entry, None).await;
+    }
+    server.api(&format!("STREAM.MSG.DELETE.{NATS_STREAM}"), "{\"seq\":1}").await;
+    assert_eq!(read(&log, KEY, Some(id), 0).await, None);
+    assert_eq!(read(&log, KEY, Some(id), 2).await, Some(page(id, &["third", "fourth"], 4, false)));
+}
+
+/// An administrator deletes the stream while the adapter is connected.
+#[tokio::test]
+async fn journals_of_a_deleted_nats_stream_are_forgotten() {
+    let Some(server) = NatsServer::start() else { return };
+    let log = Nats::new(&server.url(), "n").unwrap();
+    let id = begin_new(&log, KEY, "first").await;
+    server.api(&format!("STREAM.DELETE.{NATS_STREAM}"), "").await;
+    assert_eq!(append(&log, id, 1, "second", None).await, Conflict);
+    assert_eq!(read(&log, KEY, None, 0).await, None);
+    begin_new(&log, KEY, "next").await;
+    assert_eq!(entries(&log, KEY).await, ["next"]);
+}
+
+/// The stream discards its oldest messages instead of rejecting new ones.
+#[tokio::test]
+async fn a_nats_stream_that_would_lose_entries_is_rejected() {
+    let Some(server) = NatsServer::start() else { return };
+    let config = format!("{{\"name\":\"{NATS_STREAM}\",\"subjects\":[\"tower-sse.n.j.*\"],\"storage\":\"file\"}}");
+    server.api(&format!("STREAM.CREATE.{NATS_STREAM}"), &config).await;
+    let log = Nats::new(&server.url(), "n").unwrap();
+    let error = soon(log.begin_journal(KEY, Bytes::new())).await.unwrap_err();
+    assert!(error.is_rejected() && error.to_string().contains(NATS_STREAM), "{error}");
+}
+
+#[tokio::test]
+async fn an_entry_for_which_nats_has_no_room_is_rejected() {
+    let Some(server) = NatsServer::start() else { return };
+    let log = Nats::new(&server.url(), "n").unwrap();
+    let id = begin_new(&log, KEY, "first").await;
+    let info = server.api(&format!("STREAM.INFO.{NATS_STREAM}"), "").await;
+    let mut config = info["config"].clone();
+    config["max_bytes"] = serde_json::json!(4_096);
+    server.api(&format!("STREAM.UPDATE.{NATS_STREAM}"), &config.to_string()).await;
+    let error = soon(log.append_journal(KEY, id, 1, vec![b'x'; 8_192].into(), None)).await.unwrap_err();
+    assert!(error.is_rejected(), "{error}");
+    assert_eq!(append(&log, id, 1, "second", None).await, Appended);
+    assert_eq!(entries(&log, KEY).await, ["first", "second"]);
 }

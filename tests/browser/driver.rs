@@ -206,9 +206,32 @@ impl Page {
         async { drop(seen.await) }
     }
 
+    /// Waits until the page shows this state of its stream.
+    #[track_caller]
+    pub fn shows<'a>(&'a self, state: &str) -> impl Future<Output = ()> + use<'a> {
+        self.sees(&format!("#status[data-state={state}]"))
+    }
+
+    /// Waits until an element has exactly this text.
+    #[track_caller]
+    pub fn reads<'a>(&'a self, selector: &str, text: &str) -> impl Future<Output = ()> + use<'a> {
+        let (selector, text) = (json!(selector), json!(text));
+        self.until(&format!("document.querySelector({selector})?.textContent.trim() === {text}"))
+    }
+
+    /// Replaces the text of a field.
+    pub async fn fill(&self, selector: &str, text: &str) {
+        self.call("fill", json!([selector, text])).await;
+    }
+
     /// Returns the uncaught errors of the scripts of the page.
     pub async fn errors(&self) -> Value {
         self.call("errors", json!([])).await
+    }
+
+    /// Checks that no script of the page has failed.
+    pub async fn has_no_errors(&self) {
+        assert_eq!(self.errors().await, json!([]));
     }
 
     /// Describes the page for the message of a failure.

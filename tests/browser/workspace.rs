@@ -88,23 +88,6 @@ impl Workspace {
 }
 
 impl Page {
-    /// Waits until the page shows this state of its stream.
-    #[track_caller]
-    fn shows<'a>(&'a self, state: &str) -> impl Future<Output = ()> + use<'a> {
-        self.sees(&format!("#status[data-state={state}]"))
-    }
-
-    /// Waits until an element has exactly this text.
-    #[track_caller]
-    fn reads<'a>(&'a self, selector: &str, text: &str) -> impl Future<Output = ()> + use<'a> {
-        let (selector, text) = (json!(selector), json!(text));
-        self.until(&format!("document.querySelector({selector})?.textContent.trim() === {text}"))
-    }
-
-    async fn fill(&self, selector: &str, text: &str) {
-        self.call("fill", json!([selector, text])).await;
-    }
-
     async fn post_news(&self, text: &str) {
         self.fill("#text", text).await;
         self.click("#post .primary").await;
@@ -133,11 +116,6 @@ impl Page {
     async fn received(&self, name: &str) -> usize {
         let count = self.eval(&format!("received.filter(name => name === '{name}').length")).await;
         usize::try_from(count.as_u64().unwrap()).unwrap()
-    }
-
-    /// Checks that no script of the page has failed.
-    async fn has_no_errors(&self) {
-        assert_eq!(self.errors().await, json!([]));
     }
 }
 
@@ -201,8 +179,66 @@ async fn a_report_reaches_100_percent_in_each_tab_and_across_a_reload() {
     let percents: Vec<u64> = serde_json::from_value(second.eval("percents").await).unwrap();
     assert!(percents.is_sorted() && percents.first() == Some(&0) && percents.last() == Some(&100), "{percents:?}");
     assert!(percents.len() > 3, "{percents:?}");
+    first.call("reload", json!([])).await;
+    first.reads(".report.done .result strong", "5,761,455").await;
     first.has_no_errors().await;
     second.has_no_errors().await;
+}
+
+#[tokio::test]
+async fn a_report_is_stopped_in_one_tab_and_shown_as_stopped_in_the_other_and_after_a_reload() {
+    let Some(browser) = browser() else { return };
+    let workspace = Workspace::start(&[]).await;
+    let (ada, first) = workspace.sign_in(browser, "ada", "reports", json!({})).await;
+    let second = workspace.open(&ada, "reports").await;
+    first.call("selectOption", json!(["#limit", "1000000000"])).await;
+    first.click("#start .primary").await;
+    first.until("document.querySelector('.report.running progress')?.value > 0").await;
+    second.click(".report.running button").await;
+    for tab in [&first, &second] {
+        tab.reads(".report.stopped .badge", "Stopped").await;
+    }
+    first.call("reload", json!([])).await;
+    first.reads(".report.stopped .badge", "Stopped").await;
+    first.has_no_errors().await;
+    second.has_no_errors().await;
+}
+
+#[tokio::test]
+async fn with_a_shared_log_a_page_at_another_instance_shows_a_report_and_its_interruption() {
+    let Some(browser) = browser() else { return };
+    let Some(redis) = RedisServer::start(FORGETFUL) else { return };
+    let url = redis.url();
+    let shared = ["--backplane", &url];
+    let (one, two) = tokio::join!(Workspace::start(&shared), Workspace::start(&shared));
+    let (_ada, at_one) = one.sign_in(browser, "ada", "reports", json!({})).await;
+    let (_ada, at_two) = two.sign_in(browser, "ada", "reports", json!({})).await;
+    at_one.call("selectOption", json!(["#limit", "1000000000"])).await;
+    at_one.click("#start .primary").await;
+    at_two.until("document.querySelector('.report.running progress')?.value > 0").await;
+    one.shut_down().await;
+    at_two.reads(".report.interrupted .badge", "Interrupted, because its server ended").await;
+    at_two.call("reload", json!([])).await;
+    at_two.reads(".report.interrupted .badge", "Interrupted, because its server ended").await;
+    at_two.has_no_errors().await;
+}
+
+#[tokio::test]
+async fn with_a_shared_log_a_page_shows_the_end_of_a_report_whose_instance_was_killed() {
+    let Some(browser) = browser() else { return };
+    let Some(redis) = RedisServer::start(FORGETFUL) else { return };
+    let url = redis.url();
+    let shared = ["--backplane", &url];
+    let (mut one, two) = tokio::join!(Workspace::start(&shared), Workspace::start(&shared));
+    let (_ada, at_one) = one.sign_in(browser, "ada", "reports", json!({})).await;
+    let (_ada, at_two) = two.sign_in(browser, "ada", "reports", json!({})).await;
+    at_one.call("selectOption", json!(["#limit", "1000000000"])).await;
+    at_one.click("#start .primary").await;
+    at_two.until("document.querySelector('.report.running progress')?.value > 0").await;
+    one.process.kill().await.unwrap();
+    // The last will follows when the instance has been silent for the peer timeout of 15 s.
+    at_two.reads(".report.interrupted .badge", "Interrupted, because its server ended").await;
+    at_two.has_no_errors().await;
 }
 
 #[tokio::test]

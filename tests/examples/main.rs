@@ -12,6 +12,7 @@
 #[path = "../kit/mod.rs"]
 mod kit;
 
+mod chat;
 mod example;
 mod hyper_service;
 mod instances;
@@ -27,7 +28,7 @@ mod workspace;
 #[cfg(not(unix))]
 #[test]
 fn examples_run_as_processes() {
-    kit::skip::skipped("`instances`, `process`, `small`, `worker` and `workspace` need Unix signals");
+    kit::skip::skipped("`chat`, `instances`, `process`, `small`, `worker` and `workspace` need Unix signals");
 }
 
 use kit::{example as program, nats as nats_server, redis as redis_server};

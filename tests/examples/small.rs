@@ -6,13 +6,13 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use http::Request;
-use serde_json::Value;
+use serde_json::{Value, json};
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 use tokio::task::spawn_blocking;
 
 use crate::kit::port;
-use crate::kit::{Events, get, resume, send, soon, subscribe};
+use crate::kit::{Events, get, parsed, resume, send, soon, subscribe};
 use crate::process::{Process, example};
 
 /// An example that runs on free ports.
@@ -61,32 +61,31 @@ async fn post(addr: SocketAddr, path: &str, body: &'static str) -> (u16, String)
 }
 
 #[tokio::test]
-async fn progress_example_sends_the_current_percentage_and_retains_the_result() {
+async fn progress_example_streams_a_computation_from_its_start_to_its_result() {
     let program = Program::start("progress", 1).await;
     program.page().await;
     let addr = program.at[0];
     let (status, job) = post(addr, "/jobs", "").await;
     assert_eq!(status, 202);
-    let path = format!("/events?topic=jobs/{job}");
+    let path = format!("/jobs/{job}");
     let mut early = get(addr, &path).await.events();
-    let mut last = 0;
-    let result = loop {
-        let event = early.next_own().await;
-        if event.event == "result" {
-            break event.data;
-        }
-        let percent: u32 = event.data.parse().unwrap();
-        assert!(event.event == "progress" && percent > last && percent <= 100, "{percent} after {last}");
-        if last < 50 && percent >= 50 {
-            let newest = get(addr, &path).await.events().next_own().await;
-            assert!(newest.data.parse::<u32>().unwrap() >= 50, "{}", newest.data);
-        }
-        last = percent;
-    };
-    assert_eq!((last, result.as_str()), (100, "78498 primes below 1000000"));
-    let late = get(addr, &path).await.events().next_own().await;
-    assert_eq!((late.event.as_str(), late.data), ("result", result));
-    assert_eq!(get(addr, "/events?topic=other").await.status, 403);
+    for percent in 1..=25 {
+        assert_eq!(early.next_own().await.data, (percent * 2).to_string());
+    }
+    let during = get(addr, &path).await.events();
+    let (early, during) = (early.rest().await, during.rest().await);
+    let after = get(addr, &path).await.events().rest().await;
+    let last = &early[early.len() - 2..];
+    assert_eq!((last[0].event.as_str(), last[0].data.as_str()), ("result", "78498 primes below 1000000"));
+    assert_eq!(parsed(&last[1]), json!({ "reason": "finished", "reconnect": "never" }));
+    for events in [&during, &after] {
+        let percents = events.iter().filter(|event| event.event == "progress").map(|event| event.data.as_str());
+        assert!(percents.eq((1..=50).map(|percent| (percent * 2).to_string())), "{events:?}");
+        assert_eq!(events[events.len() - 2].data, last[0].data);
+    }
+    assert_eq!(get(addr, "/jobs/unknown").await.status, 204);
+    let late = Request::get("/jobs/unknown").header("last-event-id", &last[0].id).body("").unwrap();
+    assert_eq!(send(addr, late).await.status, 404);
 }
 
 /// Reads figures until one of them has the expected value, and returns all that were read.

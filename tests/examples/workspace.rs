@@ -12,7 +12,7 @@ use tokio::net::TcpStream;
 use tokio::task::spawn_blocking;
 
 use crate::kit::port;
-use crate::kit::{Events, Reply, Sse, get, http2, send, soon};
+use crate::kit::{Events, Reply, Sse, get, http2, parsed, send, soon};
 use crate::process::{Process, example};
 use crate::redis_server::{FORGETFUL, RedisServer};
 
@@ -170,26 +170,55 @@ async fn report_sends_its_progress_and_the_right_result() {
     let (ada, ben) = (workspace.sign_in("ada").await, workspace.sign_in("ben").await);
     let (_, mut page) = ada.open("reports", "reports/ada").await;
     assert_eq!(ada.send("POST", "/reports", Some(json!({ "limit": 5_000_000 }))).await, 202);
-    let mut percent = 0;
-    let done = loop {
-        let report = next(&mut page, "report").await;
-        assert!(report["percent"].as_u64().unwrap() >= percent);
-        percent = report["percent"].as_u64().unwrap();
-        if report["state"] == "done" {
-            break report;
-        }
-        assert_eq!(report["state"], "running");
-    };
-    assert_eq!((percent, &done["primes"]), (100, &json!(348_513)));
+    let started = next(&mut page, "report").await;
+    assert_eq!((&started["state"], &started["percent"]), (&json!("running"), &json!(0)));
+    let run = events_of(&started);
+    let mut reports = reports(&ada, &run, "finished").await;
+    let percents: Vec<_> = reports.iter().map(|report| report["percent"].as_u64().unwrap()).collect();
+    assert!(percents.is_sorted(), "{percents:?}");
+    let done = reports.pop().unwrap();
+    assert!(reports.iter().all(|report| report["state"] == "running"));
+    assert_eq!((&done["state"], &done["percent"], &done["primes"]), (&json!("done"), &json!(100), &json!(348_513)));
+    assert_eq!(next(&mut page, "report").await, done);
     let notification = next(&mut page, "notification").await;
     assert_eq!(notification["text"], "Your report is ready: 348,513 primes below 5,000,000");
 
+    // A stream that opens after the end has the whole run. Other users have no such run.
+    assert_eq!(self::reports(&ada, &run, "finished").await.last(), Some(&done));
+    assert_eq!(ben.get(&run).await.status, 204);
+    assert_eq!(ben.send("DELETE", run.trim_end_matches("/events"), None).await, 404);
     // A page without a position receives the newest report at once. Other users receive none.
     let mut late = ada.get("/events?topic=reports/ada").await.events();
     assert_eq!(next(&mut late, "report").await, done);
     assert_eq!(ben.get("/events?topic=reports/ada").await.status, 403);
     assert_eq!(ben.state("reports").await["content"], json!([]));
     assert_eq!(ben.send("POST", "/reports", Some(json!({ "limit": 10 }))).await, 422);
+}
+
+/// Returns the path of the stream of a report.
+fn events_of(report: &Value) -> String {
+    format!("/reports/{}/events", report["id"].as_str().unwrap())
+}
+
+/// Reads the stream of a report to its end, and returns the states of the report.
+async fn reports(user: &Browser, path: &str, end: &str) -> Vec<Value> {
+    let mut events = user.get(path).await.events().rest().await;
+    assert_eq!(parsed(&events.pop().unwrap())["reason"], end);
+    events.iter().filter(|event| event.event == "report").map(parsed).collect()
+}
+
+#[tokio::test]
+async fn user_stops_a_report() {
+    let workspace = Workspace::start().await;
+    let ada = workspace.sign_in("ada").await;
+    let (_, mut page) = ada.open("reports", "reports/ada").await;
+    assert_eq!(ada.send("POST", "/reports", Some(json!({ "limit": 1_000_000_000 }))).await, 202);
+    let run = events_of(&next(&mut page, "report").await);
+    let report = run.trim_end_matches("/events");
+    assert_eq!(ada.send("DELETE", report, None).await, 202);
+    assert_eq!(reports(&ada, &run, "stopped").await.pop().unwrap()["state"], "stopped");
+    assert_eq!(next(&mut page, "report").await["state"], "stopped");
+    assert_eq!(ada.send("DELETE", report, None).await, 404);
 }
 
 #[cfg(not(target_os = "linux"))]
@@ -250,9 +279,15 @@ async fn page_continues_with_one_gap_after_a_restart() {
     assert_eq!(ada.send("POST", "/reports", Some(json!({ "limit": 1_000_000_000 }))).await, 202);
     let (_, mut page) = ada.open("reports", "reports/ada").await;
     page.caught_up().await;
+    let report = ada.state("reports").await["content"][0].clone();
+    let mut run = ada.get(&events_of(&report)).await.events();
+    run.caught_up().await;
     let begun = std::time::Instant::now();
     workspace.process.signal("-TERM");
-    while next(&mut page, "report").await["state"] != "stopped" {}
+    let run = run.rest().await;
+    let [.., last, end] = &run[..] else { panic!("{run:?}") };
+    assert_eq!((&parsed(last)["state"], &parsed(end)["reason"]), (&json!("interrupted"), &json!("failed")));
+    while next(&mut page, "report").await["state"] != "interrupted" {}
     let id = page.last_id.clone();
     let bye = page.rest().await.pop().unwrap();
     assert!(bye.event == "hub.bye" && bye.data.contains(r#""reason":"draining""#), "{}", bye.data);
@@ -423,6 +458,17 @@ async fn two_instances_with_a_shared_log_act_as_one() {
     let mut moved = send(b.addr, again.body("").unwrap()).await.events();
     let before: Vec<_> = moved.caught_up().await.into_iter().map(|event| event.event).collect();
     assert_eq!(before, ["hub.hello", "post"]);
+
+    // A report of one instance is read and stopped at the other.
+    let (_, mut list) = at_b.open("reports", "reports/ada").await;
+    assert_eq!(at_a.send("POST", "/reports", Some(json!({ "limit": 1_000_000_000 }))).await, 202);
+    let run = events_of(&next(&mut list, "report").await);
+    let mut progress = at_b.get(&run).await.events();
+    assert_eq!(next(&mut progress, "report").await["state"], "running");
+    assert_eq!(at_b.send("DELETE", run.trim_end_matches("/events"), None).await, 202);
+    let end = progress.rest().await;
+    assert_eq!(parsed(&end[end.len() - 2])["state"], "stopped");
+    assert_eq!(reports(&at_a, &run, "stopped").await.last(), Some(&parsed(&end[end.len() - 2])));
 
     // A sign-out at one instance ends the session at both.
     let reply = send(a.addr, Request::post("/sign-out").header("cookie", &at_a.cookie).body("").unwrap()).await;

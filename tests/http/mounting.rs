@@ -314,7 +314,7 @@ async fn layer_passes_options_to_the_inner_service() {
 
 #[tokio::test]
 async fn accept_header_that_excludes_event_streams_gets_406() {
-    for mounted in everywhere(Hub::builder()).await {
+    for mounted in everywhere(Hub::builder()).await.iter().filter(|mounted| WITH_HOOK.contains(&mounted.name)) {
         for accept in ["application/json", "text/html, application/xml", "text/event-stream;q=0"] {
             for method in ["GET", "HEAD"] {
                 let reply = mounted.send(method, "?topic=public/a", &[("accept", accept)]).await;
@@ -330,7 +330,7 @@ async fn accept_header_that_excludes_event_streams_gets_406() {
 
 #[tokio::test]
 async fn several_accept_headers_are_one_list() {
-    for mounted in everywhere(Hub::builder()).await {
+    for mounted in everywhere(Hub::builder()).await.iter().filter(|mounted| WITH_HOOK.contains(&mounted.name)) {
         let both = [("accept", "application/json"), ("accept", "text/event-stream")];
         mounted.send("GET", "", &both).await.events().caught_up().await;
         let neither = [("accept", "application/json"), ("accept", "text/html")];

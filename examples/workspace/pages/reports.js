@@ -2,21 +2,50 @@ import { $, make, page, send, time } from "/assets/shell.js";
 
 const MAX_REPORTS = 20; // as many as the server keeps
 const number = new Intl.NumberFormat("en");
-const states = { running: "Computing", done: "Done", stopped: "Stopped, because the server shut down" };
+const states = {
+  running: "Computing",
+  done: "Done",
+  stopped: "Stopped",
+  interrupted: "Interrupted, because its server ended",
+  unknown: "Not known any more",
+};
+
+// The streams of the reports that are being computed. Each ends with its report.
+const streams = new Map();
+
+function follow(report) {
+  const events = new EventSource(`/reports/${encodeURIComponent(report.id)}/events`);
+  streams.set(report.id, events);
+  events.addEventListener("report", ({ data }) => { report = JSON.parse(data); putReport(report); });
+  // The last will of a report whose server was killed.
+  events.addEventListener("interrupted", () => putReport({ ...report, state: "interrupted" }));
+  events.addEventListener("hub.bye", ({ data }) => { if (JSON.parse(data).reconnect === "never") unfollow(report.id); });
+  // The browser has given up, because the server does not know the run any more.
+  events.onerror = () => { if (events.readyState === EventSource.CLOSED) putReport({ ...report, state: "unknown" }); };
+}
+
+function unfollow(id) {
+  streams.get(id)?.close();
+  streams.delete(id);
+}
 
 function makeCard({ id, limit, started, percent, primes, took_ms, state }) {
   const title = `Primes below ${number.format(limit)}`;
   const bar = make("progress", { max: 100, value: percent, "aria-label": title });
+  const stop = make("button", { type: "button", class: "quiet" }, "Stop");
+  stop.onclick = () => send("DELETE", `/reports/${encodeURIComponent(id)}`);
   const result = state === "done"
     ? make("p", { class: "result" }, make("strong", {}, number.format(primes)), ` primes, in ${(took_ms / 1000).toFixed(1)} s`)
     : make("p", { class: "muted" }, `${number.format(primes)} so far`);
   return make("li", { class: `card report ${state}`, "data-id": id },
     make("header", {}, make("strong", {}, title), time(started)),
     make("div", { class: "progress" }, bar, make("span", {}, `${percent} %`)),
-    make("footer", {}, result, make("span", { class: "badge" }, states[state])));
+    make("footer", {}, result, make("span", { class: "badge" }, states[state]), ...(state === "running" ? [stop] : [])));
 }
 
 function putReport(report) {
+  if (report.state !== "running") unfollow(report.id);
+  else if (!streams.has(report.id)) follow(report);
   const old = $("reports").querySelector(`[data-id="${CSS.escape(report.id)}"]`);
   if (old) old.replaceWith(makeCard(report));
   else $("reports").prepend(makeCard(report));
@@ -27,12 +56,21 @@ function putReport(report) {
 page({
   topics: user => [`reports/${user}`],
   draw(reports) {
+    for (const id of streams.keys()) unfollow(id);
     $("reports").replaceChildren();
     $("empty").hidden = reports.length > 0;
     reports.forEach(putReport);
   },
-  on: { report: putReport },
+  on: {
+    report(report) {
+      // The stream of the report has newer figures than the event of its start.
+      if (report.state !== "running" || !streams.has(report.id)) putReport(report);
+    },
+  },
 });
+
+// A page in the back/forward cache must not hold connections. Its `draw` opens the streams again.
+addEventListener("pagehide", () => { for (const id of streams.keys()) unfollow(id); });
 
 $("start").onsubmit = event => {
   event.preventDefault();

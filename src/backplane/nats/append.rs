@@ -72,11 +72,7 @@ async fn send(session: &Session, record: &NewRecord, limit: &mut Duration) -> An
     let sent = connection.within(*limit, connection.jetstream.send_publish(subject, publish));
     match sent.await {
         Ok(Ok(sent)) => Ok(sent),
-        Ok(Err(error)) if error.kind() == PublishErrorKind::MaxPayloadExceeded => {
-            let max = connection.client.max_payload();
-            let text = format!("the record with its headers exceeds the server's max_payload of {max} bytes");
-            Err(BackplaneError::rejected(text))
-        }
+        Ok(Err(error)) if error.kind() == PublishErrorKind::MaxPayloadExceeded => Err(connection.too_large("record")),
         Ok(Err(error)) => Err(BackplaneError::unavailable(error.to_string())),
         Err(error) => {
             *limit = Duration::ZERO;

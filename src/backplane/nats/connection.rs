@@ -200,6 +200,12 @@ impl Connection {
         Err(if error["code"] == 503 { BackplaneError::unavailable(text) } else { BackplaneError::rejected(text) })
     }
 
+    /// Returns the error of a message that is larger than the server accepts.
+    pub(super) fn too_large(&self, what: &str) -> BackplaneError {
+        let max = self.client.max_payload();
+        BackplaneError::rejected(format!("the {what} with its headers exceeds the server's max_payload of {max} bytes"))
+    }
+
     /// Publishes a message and waits for the acknowledgement of a stream.
     pub(super) async fn publish(
         &self,

@@ -1,37 +1,503 @@
-//! Journals on Nats.
+//! Journals on NATS. One stream stores all journals, and each journal has its own subject.
+//!
+//! - Each message is one entry. Its header names the journal, the number of the entry and the time
+//!   at which the journal began. The header of the entry that closes the journal also has the time
+//!   for which the journal is kept. So the newest message of a subject describes the journal.
+//! - An entry is published by compare-and-set: the server stores it only if the newest message of
+//!   the subject is the one that the adapter expects. A session remembers the newest messages that
+//!   it has written or read, so that an append usually takes one round trip.
+//! - The first entry of a journal *rolls up* the subject: the server stores it and removes the
+//!   older messages of the subject. A server that is killed between these two steps keeps the older
+//!   messages, so readers skip messages of other journals.
+//! - The adapter that closes a journal removes its messages when the time has passed. An adapter
+//!   that finds older messages removes them too. The maximum age of the stream removes messages
+//!   that no adapter has removed.
 
-use std::time::Duration;
+use std::collections::hash_map::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use async_nats::HeaderMap;
+use async_nats::header::NATS_ROLLUP;
+use async_nats::jetstream::context::PublishErrorKind;
+use async_nats::jetstream::message::PublishMessage;
+use async_nats::jetstream::publish::PublishAck;
 use bytes::Bytes;
-use futures::future::{BoxFuture, FutureExt, ready};
+use futures::future::BoxFuture;
+use serde_json::json;
 
-use super::super::journal::{Begun, JournalAppend, JournalId, JournalPage, Journals};
+use super::super::journal::{self, Begun, JournalAppend, JournalId, JournalPage, Journals, fitting};
 use super::super::{Answer, BackplaneError};
 use super::Nats;
+use super::connection::Connection;
+use super::names::JOURNAL;
+use super::reader::Reader;
+use super::session::Session;
+use super::shared::Shared;
+use super::streams::{self, JOURNAL_AGE};
+use crate::sync::Mutex;
+
+/// The maximum number of attempts while other callers change the journal.
+const ATTEMPTS: usize = 8;
+/// The number of entries in the first batch of a read, whose size is not known yet.
+const FIRST_BATCH: usize = 64;
+/// The maximum number of entries in one batch of a read.
+const BATCH: usize = 512;
+/// The maximum number of journals whose places a session remembers.
+const PLACES: usize = 1024;
+
+/// The content of the header of an entry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Heading {
+    id: JournalId,
+    /// The number of the entry.
+    number: u64,
+    /// The time at which the journal began, in milliseconds of Unix time.
+    begun: u64,
+    /// If the entry closes the journal, the time in milliseconds for which the journal is kept.
+    keep: Option<u64>,
+}
+
+impl Heading {
+    fn parse(headers: &HeaderMap) -> Answer<Self> {
+        let parse = || {
+            let mut parts = headers.get(JOURNAL)?.as_str().split(' ');
+            let id = JournalId::new(u64::from_str_radix(parts.next()?, 16).ok()?)?;
+            let (number, begun) = (parts.next()?.parse().ok()?, parts.next()?.parse().ok()?);
+            let keep = parts.next().map(str::parse).transpose().ok()?;
+            Some(Self { id, number, begun, keep })
+        };
+        parse().ok_or_else(|| BackplaneError::rejected("an entry of a journal cannot be read"))
+    }
+
+    fn write(&self) -> HeaderMap {
+        let Self { id, number, begun, keep } = self;
+        let keep = keep.map(|keep| format!(" {keep}")).unwrap_or_default();
+        let mut headers = HeaderMap::new();
+        headers.insert(JOURNAL, format!("{id} {number} {begun}{keep}"));
+        headers
+    }
+
+    /// Returns whether the journal is forgotten, if this is its newest entry. The server stored the
+    /// entry at `stored_at`.
+    fn is_forgotten(&self, stored_at: u64, now: u64) -> bool {
+        let keep = self.keep.unwrap_or(millis(journal::IDLE));
+        now >= stored_at.saturating_add(keep) || (self.keep.is_none() && self.is_too_old(now))
+    }
+
+    /// Returns whether the journal is so old that the server may soon remove its first entry.
+    fn is_too_old(&self, now: u64) -> bool {
+        now >= self.begun.saturating_add(millis(JOURNAL_AGE))
+    }
+}
+
+fn millis(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// Returns the time by the clock of this machine, in milliseconds of Unix time.
+fn now() -> u64 {
+    millis(SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default())
+}
+
+/// The newest entry of a journal.
+struct Newest {
+    heading: Heading,
+    /// The number of the message in the stream.
+    sequence: u64,
+    payload: Bytes,
+}
+
+/// An entry of a journal and the number of its message in the stream.
+#[derive(Clone, Copy)]
+struct Place {
+    heading: Heading,
+    sequence: u64,
+}
+
+/// Places by subject, each of the current journal when it was stored.
+///
+/// The places only save round trips: a writer checks a place by compare-and-set, and a reader skips
+/// messages of another journal.
+#[derive(Default)]
+struct Places(Mutex<HashMap<String, Place>>);
+
+impl Places {
+    fn find(&self, subject: &str, id: JournalId) -> Option<Place> {
+        self.0.lock().get(subject).copied().filter(|place| place.heading.id == id)
+    }
+
+    fn remember(&self, subject: &str, place: Place) {
+        let mut places = self.0.lock();
+        if places.len() >= PLACES && !places.contains_key(subject) {
+            places.clear();
+        }
+        places.insert(subject.to_owned(), place);
+    }
+
+    fn forget(&self, subject: &str) {
+        self.0.lock().remove(subject);
+    }
+}
+
+/// What a session remembers about the journals.
+#[derive(Default)]
+pub(super) struct Known {
+    /// Whether the stream of journals exists.
+    has_stream: AtomicBool,
+    /// The newest entries that the session has written.
+    written: Places,
+    /// The last entries of the pages that the session has read.
+    read: Places,
+}
+
+/// The place of a new entry.
+enum Found {
+    /// The new entry follows this newest entry.
+    End(Place),
+    /// The journal already has the new entry.
+    Repeat,
+    Conflict,
+}
+
+/// A journal over one connection.
+struct Subject<'s> {
+    connection: &'s Connection,
+    known: &'s Known,
+    subject: &'s str,
+}
+
+impl<'s> Subject<'s> {
+    fn new(session: &'s Session, subject: &'s str) -> Self {
+        Self { connection: &session.connection, known: &session.journals, subject }
+    }
+
+    fn stream(&self) -> &'s str {
+        &self.connection.names.journals
+    }
+
+    /// Returns whether the stream of journals exists.
+    ///
+    /// The first call of a session requests the description of the stream: a server of version
+    /// 2.9.10 crashes on a request for a message of a stream that is being created.
+    async fn has_stream(&self) -> Answer<bool> {
+        if !self.known.has_stream.load(Ordering::Acquire) {
+            let has_stream = streams::has_journals(self.connection).await?;
+            self.known.has_stream.store(has_stream, Ordering::Release);
+        }
+        Ok(self.known.has_stream.load(Ordering::Acquire))
+    }
+
+    /// Returns the newest entry of the current journal, and the number of the newest message of the
+    /// subject, or 0 if the subject has no message.
+    async fn newest(&self) -> Answer<(Option<Newest>, u64)> {
+        let Some(message) = self.connection.newest_of(self.stream(), self.subject).await? else {
+            return Ok((None, 0));
+        };
+        let heading = Heading::parse(&message.headers)?;
+        let stored_at = u64::try_from(message.time.unix_timestamp_nanos() / 1_000_000).unwrap_or(0);
+        let sequence = message.sequence;
+        if heading.is_forgotten(stored_at, now()) {
+            return Ok((None, sequence));
+        }
+        Ok((Some(Newest { heading, sequence, payload: message.payload }), sequence))
+    }
+
+    /// Publishes an entry if the newest message of the subject has the number `newest`. Returns
+    /// false if it has another number, or if no stream accepts the subject.
+    async fn publish(&self, heading: Heading, entry: Bytes, newest: u64) -> Answer<bool> {
+        let mut headers = heading.write();
+        if heading.number == 1 {
+            headers.insert(NATS_ROLLUP, "sub");
+        }
+        let message = PublishMessage::build().payload(entry).headers(headers).expected_last_subject_sequence(newest);
+        match self.connection.publish(self.subject.to_owned(), message).await? {
+            Ok(PublishAck { sequence, .. }) => {
+                self.known.written.remember(self.subject, Place { heading, sequence });
+                Ok(true)
+            }
+            Err(error) => {
+                self.known.written.forget(self.subject);
+                match error.kind() {
+                    PublishErrorKind::WrongLastSequence => Ok(false),
+                    PublishErrorKind::StreamNotFound => {
+                        self.known.has_stream.store(false, Ordering::Release);
+                        Ok(false)
+                    }
+                    PublishErrorKind::MaxPayloadExceeded => Err(self.connection.too_large("entry")),
+                    PublishErrorKind::TimedOut | PublishErrorKind::BrokenPipe => {
+                        Err(BackplaneError::unknown(error.to_string()))
+                    }
+                    _ => Err(BackplaneError::rejected(error.to_string())),
+                }
+            }
+        }
+    }
+
+    async fn begin(&self, first: Bytes) -> Answer<Begun> {
+        for _ in 0..ATTEMPTS {
+            let (found, newest) = self.find_open(&first).await.map_err(BackplaneError::before_request)?;
+            if let Some(found) = found {
+                return Ok(found);
+            }
+            let heading = Heading { id: JournalId::random(), number: 1, begun: now(), keep: None };
+            if self.publish(heading, first.clone(), newest).await? {
+                return Ok(Begun::New(heading.id));
+            }
+        }
+        Err(BackplaneError::unavailable("the journal cannot be begun while other callers change it"))
+    }
+
+    /// Returns the open journal, if any, and the number of the newest message of the subject.
+    /// Creates the stream if it does not exist.
+    async fn find_open(&self, first: &Bytes) -> Answer<(Option<Begun>, u64)> {
+        if !self.has_stream().await? {
+            streams::journals(self.connection).await?;
+            if !self.has_stream().await? {
+                return Err(BackplaneError::unavailable("the stream of journals was deleted"));
+            }
+        }
+        let (newest, sequence) = self.newest().await?;
+        let Some(Newest { heading, payload, .. }) = newest.filter(|newest| newest.heading.keep.is_none()) else {
+            return Ok((None, sequence));
+        };
+        let is_repeat = if heading.number == 1 { payload == first } else { self.begins_with(first).await? };
+        Ok((Some(if is_repeat { Begun::New(heading.id) } else { Begun::Active(heading.id) }), sequence))
+    }
+
+    /// Returns whether the first message of the subject has these bytes.
+    async fn begins_with(&self, first: &Bytes) -> Answer<bool> {
+        let request = json!({ "seq": 1, "next_by_subj": self.subject });
+        let message = self.connection.message(self.stream(), &request).await?;
+        Ok(message.is_some_and(|message| message.payload == first))
+    }
+
+    async fn append(&self, id: JournalId, after: u64, entry: Bytes, close: Option<Duration>) -> Answer<JournalAppend> {
+        let Some(number) = after.checked_add(1) else { return Ok(JournalAppend::Conflict) };
+        let keep = close.map(|keep| millis(keep.min(journal::MAX_KEEP)));
+        let is_end = |place: &Place| place.heading.number == after && place.heading.keep.is_none();
+        let mut known = self.known.written.find(self.subject, id).filter(is_end);
+        for _ in 0..ATTEMPTS {
+            let place = match known.take() {
+                Some(place) => place,
+                None => match self.find(id, number, &entry, close.is_some()).await {
+                    Ok(Found::End(place)) => place,
+                    Ok(Found::Repeat) => return Ok(JournalAppend::Appended),
+                    Ok(Found::Conflict) => return Ok(JournalAppend::Conflict),
+                    Err(error) => return Err(error.before_request()),
+                },
+            };
+            if place.heading.is_too_old(now()) {
+                return Ok(JournalAppend::Conflict);
+            }
+            if self.publish(Heading { number, keep, ..place.heading }, entry.clone(), place.sequence).await? {
+                return Ok(JournalAppend::Appended);
+            }
+        }
+        Err(BackplaneError::unavailable("the journal cannot be extended while other callers change it"))
+    }
+
+    /// Finds the place after which the entry `number` is to be appended.
+    async fn find(&self, id: JournalId, number: u64, entry: &Bytes, closes: bool) -> Answer<Found> {
+        if !self.has_stream().await? {
+            return Ok(Found::Conflict);
+        }
+        let Some(newest) = self.newest().await?.0.filter(|newest| newest.heading.id == id) else {
+            return Ok(Found::Conflict);
+        };
+        let heading = newest.heading;
+        if heading.number >= number {
+            let is_repeat = self.has(number, entry, closes, &newest).await?;
+            return Ok(if is_repeat { Found::Repeat } else { Found::Conflict });
+        }
+        if heading.number + 1 < number || heading.keep.is_some() {
+            return Ok(Found::Conflict);
+        }
+        Ok(Found::End(Place { heading, sequence: newest.sequence }))
+    }
+
+    /// Returns whether the entry `number` of the journal has these bytes, and closed the journal
+    /// exactly if `closes` is set.
+    async fn has(&self, number: u64, entry: &Bytes, closes: bool, newest: &Newest) -> Answer<bool> {
+        if newest.heading.number == number {
+            return Ok(newest.payload == *entry && newest.heading.keep.is_some() == closes);
+        }
+        let found = self.entries(newest, number - 1, 0).await?;
+        Ok(!closes && found.first() == Some(entry))
+    }
+
+    async fn read(&self, id: Option<JournalId>, after: u64, max_bytes: usize) -> Answer<Option<JournalPage>> {
+        for _ in 0..ATTEMPTS {
+            if !self.has_stream().await? {
+                return Ok(None);
+            }
+            let (newest, sequence) = self.newest().await?;
+            let Some(newest) = newest else {
+                if sequence > 0 {
+                    purge(self.connection, self.subject, sequence).await;
+                }
+                return Ok(None);
+            };
+            let Heading { id: current, number: last, keep, .. } = newest.heading;
+            if id.is_some_and(|id| id != current) {
+                return Ok(None);
+            }
+            let entries = if after >= last {
+                Vec::new()
+            } else if after + 1 == last {
+                vec![newest.payload]
+            } else {
+                let entries = self.entries(&newest, after, max_bytes).await?;
+                if entries.is_empty() {
+                    // Another caller has replaced the journal meanwhile, or an entry was removed.
+                    continue;
+                }
+                entries
+            };
+            return Ok(Some(JournalPage { id: current, entries, last, is_closed: keep.is_some() }));
+        }
+        // An entry was removed, for example by an administrator.
+        Ok(None)
+    }
+
+    /// Reads entries above `after` of the journal with this newest entry. Returns fewer entries
+    /// than fit into `max_bytes` if the journal is replaced meanwhile, and no entries if the first
+    /// of them is missing.
+    async fn entries(&self, newest: &Newest, after: u64, max_bytes: usize) -> Answer<Vec<Bytes>> {
+        let Newest { heading: Heading { id, number: last, .. }, .. } = *newest;
+        let known = self.known.read.find(self.subject, id).filter(|place| place.heading.number <= after);
+        let start = known.map_or(0, |place| place.sequence);
+        let mut reader = Reader::open(self.connection, self.stream(), start, Some(self.subject)).await?;
+        let mut remaining = reader.waiting;
+        let (mut entries, mut bytes, mut next) = (Vec::new(), 0_usize, after + 1);
+        let mut end = None;
+        while remaining > 0 && next <= last && (entries.is_empty() || bytes < max_bytes) {
+            // About as many entries as fit into the rest of the page.
+            let fit = max_bytes.saturating_sub(bytes).saturating_mul(entries.len()) / bytes.max(1);
+            let batch = if entries.is_empty() { FIRST_BATCH } else { fit.clamp(1, BATCH) };
+            let batch = batch.min(usize::try_from(remaining).unwrap_or(usize::MAX));
+            let messages = reader.next(batch, self.connection.limits.timeout).await?;
+            if messages.is_empty() {
+                // The answer is late, or another caller has replaced the journal meanwhile.
+                if entries.is_empty() {
+                    return Err(BackplaneError::unknown("no entry arrived in time"));
+                }
+                break;
+            }
+            for message in messages {
+                remaining = message.pending;
+                let heading = Heading::parse(&message.headers)?;
+                if heading.id == id && heading.number == next {
+                    bytes = bytes.saturating_add(message.stored.payload.len());
+                    entries.push(message.stored.payload);
+                    end = Some(Place { heading, sequence: message.stored.sequence });
+                    next += 1;
+                }
+            }
+        }
+        reader.close().await;
+        let count = fitting(&entries, max_bytes);
+        // The next page begins after this page. The place of a page that was cut is not known.
+        if let Some(end) = end.filter(|_| count == entries.len()) {
+            self.known.read.remember(self.subject, end);
+        }
+        entries.truncate(count);
+        Ok(entries)
+    }
+}
+
+/// Asks the server to remove the messages of a subject up to a number. Does not wait for the
+/// answer, because the maximum age of the stream removes these messages too.
+async fn purge(connection: &Connection, subject: &str, sequence: u64) {
+    let request = json!({ "filter": subject, "seq": sequence.saturating_add(1) }).to_string();
+    let purge = format!("$JS.API.STREAM.PURGE.{}", connection.names.journals);
+    drop(connection.client.publish_with_reply(purge, connection.client.new_inbox(), request.into()).await);
+}
+
+/// Removes the messages of a closed journal when its time has passed, if this process still runs.
+fn purge_later(shared: &Arc<Shared>, subject: String, sequence: u64, keep: Duration) {
+    let shared = Arc::downgrade(shared);
+    tokio::spawn(async move {
+        tokio::time::sleep(keep).await;
+        let Some(shared) = shared.upgrade() else { return };
+        if let Ok(session) = shared.session(None).await {
+            purge(&session.connection, &subject, sequence).await;
+        }
+    });
+}
 
 impl Journals for Nats {
-    fn begin_journal(&self, _: &str, _: Bytes) -> BoxFuture<'_, Answer<Begun>> {
-        ready(Err(BackplaneError::rejected("journals are not supported yet"))).boxed()
+    fn begin_journal(&self, key: &str, first: Bytes) -> BoxFuture<'_, Answer<Begun>> {
+        let subject = self.shared.names.journal(key);
+        Box::pin(async move {
+            let session = self.shared.session(None).await.map_err(BackplaneError::before_request)?;
+            Subject::new(&session, &subject).begin(first).await
+        })
     }
 
     fn append_journal(
         &self,
-        _: &str,
-        _: JournalId,
-        _: u64,
-        _: Bytes,
-        _: Option<Duration>,
+        key: &str,
+        id: JournalId,
+        after: u64,
+        entry: Bytes,
+        close: Option<Duration>,
     ) -> BoxFuture<'_, Answer<JournalAppend>> {
-        ready(Err(BackplaneError::rejected("journals are not supported yet"))).boxed()
+        let subject = self.shared.names.journal(key);
+        Box::pin(async move {
+            let session = self.shared.session(None).await.map_err(BackplaneError::before_request)?;
+            let appended = Subject::new(&session, &subject).append(id, after, entry, close).await?;
+            if let (JournalAppend::Appended, Some(keep)) = (appended, close)
+                && let Some(place) = session.journals.written.find(&subject, id)
+            {
+                purge_later(&self.shared, subject, place.sequence, keep.min(journal::MAX_KEEP));
+            }
+            Ok(appended)
+        })
     }
 
     fn read_journal(
         &self,
-        _: &str,
-        _: Option<JournalId>,
-        _: u64,
-        _: usize,
+        key: &str,
+        id: Option<JournalId>,
+        after: u64,
+        max_bytes: usize,
     ) -> BoxFuture<'_, Answer<Option<JournalPage>>> {
-        ready(Err(BackplaneError::rejected("journals are not supported yet"))).boxed()
+        let subject = self.shared.names.journal(key);
+        Box::pin(async move {
+            let session = self.shared.session(None).await?;
+            Subject::new(&session, &subject).read(id, after, max_bytes).await
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn heading_round_trips_through_a_header() {
+        let id = JournalId::new(0xab).unwrap();
+        for keep in [None, Some(600_000)] {
+            let heading = Heading { id, number: 7, begun: 1_795_866_000_000, keep };
+            assert_eq!(Heading::parse(&heading.write()).unwrap(), heading);
+        }
+        for text in ["", "0 1 2", "ab 1", "ab 1 x", "ab 1 2 x"] {
+            let mut headers = HeaderMap::new();
+            headers.insert(JOURNAL, text);
+            assert!(Heading::parse(&headers).unwrap_err().is_rejected(), "{text}");
+        }
+    }
+
+    #[test]
+    fn journal_is_forgotten_after_its_time_or_a_day_without_an_append_or_three_days() {
+        let hour = 3_600_000;
+        let open = Heading { id: JournalId::random(), number: 1, begun: 0, keep: None };
+        let closed = Heading { keep: Some(hour), ..open };
+        assert!(!open.is_forgotten(hour, 25 * hour - 1) && open.is_forgotten(hour, 25 * hour));
+        assert!(!open.is_forgotten(71 * hour, 72 * hour - 1) && open.is_forgotten(71 * hour, 72 * hour));
+        assert!(!closed.is_forgotten(71 * hour, 72 * hour - 1) && closed.is_forgotten(71 * hour, 72 * hour));
+        assert!(!closed.is_forgotten(72 * hour, 72 * hour));
     }
 }

@@ -1,4 +1,4 @@
-//! The names of a log's streams and subjects on the server, and the header that lists values.
+//! The names of a log's streams and subjects on the server, and the names of headers.
 //! `docs/broker.md` documents them.
 
 use std::fmt::Write;
@@ -12,6 +12,8 @@ use super::super::{BackplaneError, Value};
 /// The header with the ids of the values that a record sets (`+`) and removes (`-`), separated by
 /// spaces.
 pub(super) const VALUES: &str = "Tower-Sse-Values";
+/// The header of an entry of a journal.
+pub(super) const JOURNAL: &str = "Tower-Sse-Journal";
 
 #[derive(Clone, Debug)]
 pub(super) struct Names {
@@ -23,6 +25,8 @@ pub(super) struct Names {
     pub(super) bucket: String,
     /// The stream of single-use values, such as tickets.
     pub(super) deposits: String,
+    /// The stream of journals.
+    pub(super) journals: String,
     /// The stream of control messages.
     pub(super) control: String,
     /// The subject of the key `epoch` in the bucket.
@@ -44,6 +48,7 @@ impl Names {
             values: format!("tower-sse-values_{token}"),
             bucket: format!("KV_tower-sse_{token}"),
             deposits: format!("tower-sse-deposits_{token}"),
+            journals: format!("tower-sse-journals_{token}"),
             control: format!("tower-sse-control_{token}"),
             epoch: format!("$KV.tower-sse_{token}.epoch"),
             prefix: format!("tower-sse.{token}"),
@@ -97,6 +102,16 @@ impl Names {
     /// Returns the wildcard for the subjects of all single-use values.
     pub(super) fn all_deposits(&self) -> String {
         format!("{}.d.*", self.prefix)
+    }
+
+    /// Returns the subject of a journal. It contains a hash of the key, which may be any text.
+    pub(super) fn journal(&self, key: &str) -> String {
+        format!("{}.j.{}", self.prefix, hashed(key))
+    }
+
+    /// Returns the wildcard for the subjects of all journals.
+    pub(super) fn all_journals(&self) -> String {
+        format!("{}.j.*", self.prefix)
     }
 
     /// Returns the subject of control messages.

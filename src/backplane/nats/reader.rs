@@ -152,10 +152,14 @@ impl Reader {
                 break;
             }
         }
-        // Errors are ignored: the server deletes an inactive consumer by itself.
+        self.close().await;
+        Ok(all)
+    }
+
+    /// Deletes the consumer. Errors are ignored: the server deletes an inactive consumer by itself.
+    pub(super) async fn close(self) {
         let subject = format!("$JS.API.CONSUMER.DELETE.{}.{}", self.stream, self.consumer);
         drop(self.connection.client.publish(subject, Bytes::new()).await);
-        Ok(all)
     }
 }
 

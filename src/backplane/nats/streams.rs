@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use serde_json::{Value as Json, json};
 use tokio::time::sleep;
 
+use super::super::journal;
 use super::super::limits::LogLimits;
 use super::super::{Answer, BackplaneError};
 use super::connection::Connection;
@@ -27,6 +28,13 @@ const COPY_PAUSE: Duration = Duration::from_millis(5);
 
 /// The maximum time for which a single-use value, such as a ticket, is stored.
 const DEPOSITS: Duration = Duration::from_secs(3600);
+
+/// The age at which an open journal is forgotten. The server removes the entries of a stream by
+/// their age, so that this limit keeps it from removing the first entries of an open journal.
+pub(super) const JOURNAL_AGE: Duration = Duration::from_secs(3 * 24 * 3600);
+/// The maximum age of an entry of a journal: the maximum age of an open journal, the maximum time
+/// for which a closed one is kept, and an hour for differences between clocks.
+const JOURNAL_ENTRY_AGE: Duration = Duration::from_secs(JOURNAL_AGE.as_secs() + journal::MAX_KEEP.as_secs() + 3600);
 
 /// The log's stream as the server describes it.
 pub(super) struct Log {
@@ -215,6 +223,27 @@ pub(super) async fn deposits(connection: &Connection) -> Answer<()> {
     let subjects = [connection.names.all_deposits()];
     let settings = json!({ "subjects": subjects, "max_msgs_per_subject": 1, "max_age": nanos(DEPOSITS) });
     create_if_missing(connection, &connection.names.deposits, settings).await
+}
+
+/// Returns whether the stream of journals exists. Returns an error if the stream has settings that
+/// are not suitable for journals.
+pub(super) async fn has_journals(connection: &Connection) -> Answer<bool> {
+    let stream = &connection.names.journals;
+    let Some(info) = connection.stream(stream).await? else { return Ok(false) };
+    let settings = [("retention", json!("limits")), ("discard", json!("new")), ("allow_rollup_hdrs", json!(true))];
+    expect(&info, stream, &settings).map(|()| true)
+}
+
+/// Creates the stream of journals. The server rejects an entry for which it has no room, so that no
+/// journal loses an older entry.
+pub(super) async fn journals(connection: &Connection) -> Answer<()> {
+    let settings = json!({
+        "subjects": [connection.names.all_journals()],
+        "discard": "new",
+        "max_age": nanos(JOURNAL_ENTRY_AGE),
+        "allow_rollup_hdrs": true,
+    });
+    create(connection, &connection.names.journals, settings).await.map(drop)
 }
 
 /// Creates the stream of control messages, if it does not exist.

@@ -1,6 +1,6 @@
 -- Begins a journal, unless the key has an open journal.
 --
--- KEYS: journal.
+-- KEYS: journal, meta.
 -- ARGV: 1 the id of a new journal, 2 its first entry, 3 its time to live in ms.
 -- Returns 1 if the call or an equal earlier call began the journal, else 0, and the journal's id.
 --
@@ -9,10 +9,16 @@
 local newest = redis.call('XREVRANGE', KEYS[1], '+', '-', 'COUNT', 1)[1]
 if newest and not newest[2][5] then
   local first = redis.call('XRANGE', KEYS[1], '1-0', '1-0')[1]
-  if not first or first[2][2] ~= ARGV[2] then return { 0, newest[2][4] } end
-  -- This write makes WAIT cover the earlier call.
-  if newest[1] == '1-0' then redis.call('PEXPIRE', KEYS[1], ARGV[3]) end
-  return { 1, newest[2][4] }
+  local is_repeat = first and first[2][2] == ARGV[2]
+  if is_repeat and newest[1] == '1-0' then
+    -- This write makes WAIT cover the earlier call.
+    redis.call('PEXPIRE', KEYS[1], ARGV[3])
+  else
+    -- This write changes nothing. A server that is not the primary rejects it, so that the caller
+    -- receives no answer about an old state of the journal.
+    redis.call('HDEL', KEYS[2], '-')
+  end
+  return { is_repeat and 1 or 0, newest[2][4] }
 end
 -- This removes the closed journal.
 if newest then redis.call('PEXPIRE', KEYS[1], 0) end

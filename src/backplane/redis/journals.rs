@@ -45,7 +45,11 @@ impl Journals for Redis {
         Box::pin(async move {
             let shared = &*self.shared;
             let mut call = shared.journals.begin.prepare_invoke();
-            call.key(key).arg(JournalId::random().to_string()).arg(&first[..]).arg(millis(journal::IDLE));
+            call.key(key)
+                .key(&shared.keys.meta)
+                .arg(JournalId::random().to_string())
+                .arg(&first[..])
+                .arg(millis(journal::IDLE));
             let begun = |(is_new, _): &(bool, String)| *is_new;
             let (is_new, id) = shared.write(&call, begun, "entry").await?;
             let id = parse_id(&id)?;
@@ -66,7 +70,7 @@ impl Journals for Redis {
             let shared = &*self.shared;
             let Some(next) = after.checked_add(1) else { return Ok(JournalAppend::Conflict) };
             let mut call = shared.journals.append.prepare_invoke();
-            call.key(key).arg(id.to_string()).arg(after).arg(next).arg(&entry[..]);
+            call.key(key).key(&shared.keys.meta).arg(id.to_string()).arg(after).arg(next).arg(&entry[..]);
             call.arg(if close.is_some() { "1" } else { "" }).arg(millis(close.unwrap_or(journal::IDLE)));
             let is_appended = shared.write(&call, |is_appended: &bool| *is_appended, "entry").await?;
             Ok(if is_appended { JournalAppend::Appended } else { JournalAppend::Conflict })

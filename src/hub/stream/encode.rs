@@ -153,8 +153,8 @@ fn write(batch: &Batch, ids: Ids, out: &mut Vec<u8>) {
 pub(crate) enum Encoded {
     Shared(Bytes),
     Scratch,
-    /// The last bytes of the stream, with the end of the body, are in `scratch`. In one write, so that
-    /// no break comes between the last event of a run and its end.
+    /// The last bytes of the stream, with the end of the body, are in `scratch`. In one write, so
+    /// that no break comes between the last event of a run and its end.
     Last,
     /// The stream ends with an error, without bytes.
     Abort,

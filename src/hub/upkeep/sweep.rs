@@ -2,8 +2,8 @@
 //! streams.
 //!
 //! 1. The task runs in a [task slot](crate::hub::tasks::slot) while a record can expire, a grace
-//!    period lasts, an ended run is kept, or a connection is open. It sleeps until the next grace period is over, at most
-//!    until the next check for stalls.
+//!    period lasts, an ended run is kept, or a connection is open. It sleeps until the next grace
+//!    period is over, at most until the next check for stalls.
 //! 2. A stream has stalled if it has something to do and nothing has moved on its transport for the
 //!    write deadline. Without a known transport, only the polls of its body count
 //!    ([`Inner::give_up_stalled`]).
