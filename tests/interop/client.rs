@@ -250,17 +250,22 @@ impl Client {
 
     /// Returns the version in the list of packages, or `None` for a tool of the system.
     pub fn version(&self) -> Option<String> {
-        let (list, before) = match self.origin {
-            Origin::Npm => ("node/package.json", format!("\"{}\": \"", self.name)),
-            Origin::Python => ("python/requirements.txt", format!("{}==", self.name)),
-            Origin::Rust => ("rust/Cargo.toml", format!("{} = ", self.name)),
-            Origin::System => return None,
-        };
-        let list = std::fs::read_to_string(Path::new(SOURCES).join(list)).unwrap();
-        let line = list.lines().find_map(|line| line.trim_start().strip_prefix(&before));
-        let digits = |c: char| c.is_ascii_digit();
-        let version = line.and_then(|line| line.get(line.find(digits)?..)).expect(self.name);
-        let end = version.find(|c: char| !digits(c) && c != '.').unwrap_or(version.len());
-        Some(version[..end].to_owned())
+        version(self.origin, self.name)
     }
+}
+
+/// Returns the version of a package in the list of its origin, or `None` for a tool of the system.
+pub fn version(origin: Origin, name: &str) -> Option<String> {
+    let (list, before) = match origin {
+        Origin::Npm => ("node/package.json", format!("\"{name}\": \"")),
+        Origin::Python => ("python/requirements.txt", format!("{name}==")),
+        Origin::Rust => ("rust/Cargo.toml", format!("{name} = ")),
+        Origin::System => return None,
+    };
+    let list = std::fs::read_to_string(Path::new(SOURCES).join(list)).unwrap();
+    let line = list.lines().find_map(|line| line.trim_start().strip_prefix(&before));
+    let digits = |c: char| c.is_ascii_digit();
+    let version = line.and_then(|line| line.get(line.find(digits)?..)).expect(name);
+    let end = version.find(|c: char| !digits(c) && c != '.').unwrap_or(version.len());
+    Some(version[..end].to_owned())
 }

@@ -8,7 +8,7 @@ use futures::StreamExt;
 use super::clients::Client;
 use super::driver::{Driver, Job, Report};
 use super::gate::Gate;
-use super::protocol::{HALF, TEXT};
+use super::protocol::{HALF, PARTS, TEXT};
 use super::site::{Instance, Next, Plan, Transport, World};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -27,6 +27,8 @@ pub enum Case {
 
 /// The number of streams that a client reads at the same time.
 const AT_ONCE: usize = 16;
+/// The same for a client that waits at least a second before it resumes.
+const AT_ONCE_SLOW: usize = 64;
 /// The number of requests after which a client is taken to repeat them without end.
 const ENDLESS: usize = 40;
 
@@ -60,13 +62,17 @@ impl Case {
         }
     }
 
+    /// The cases about reading the whole answer.
+    pub const READING: &[Self] = &[Self::Whole, Self::Break, Self::Instance, Self::Drain, Self::Reload];
+    /// The cases about refusals and about other ends.
+    pub const ENDS: &[Self] = &[Self::Refused, Self::Late, Self::Stop, Self::Will, Self::Aborted];
+
     /// Returns the description of the case, for the document.
     pub fn meaning(self) -> &'static str {
         match self {
             Self::Whole => "the client reads a run from its first event to its end",
             Self::Break => {
-                "the connection breaks after a byte of the response, once for every byte (for the long streams of OpenAI, \
-                 every seventh)"
+                "the connection breaks within the response, after every byte (in some streams after every seventh)"
             }
             Self::Instance => "the connection breaks in the middle, and the next request reaches another instance",
             Self::Drain => {
@@ -242,16 +248,18 @@ impl Scene<'_> {
         let world = World::start(&self.route.transport, false).await;
         let mut outcomes: Vec<(usize, String)> = Vec::new();
         let mut first = 0;
+        let at_once = if self.client.is_slow { AT_ONCE_SLOW } else { AT_ONCE };
+        let batch = 4 * AT_ONCE;
         // Until the break is behind the end of the response.
         while !outcomes.last().is_some_and(|(_, outcome)| outcome == "not torn") {
-            let tears = (first..first + AT_ONCE * 4).map(|tear| tear * self.client.step);
+            let tears = (first..first + batch).map(|tear| tear * self.client.step);
             let some: Vec<_> = futures::stream::iter(tears)
                 .map(|tear| self.torn(&world, tear))
-                .buffered(AT_ONCE)
+                .buffered(at_once)
                 .collect()
                 .await;
             outcomes.extend(some);
-            first += AT_ONCE * 4;
+            first += batch;
             assert!(first < 100_000, "the response has no end");
         }
         if std::env::var_os("INTEROP_CLIENT").is_some() {
@@ -266,19 +274,7 @@ impl Scene<'_> {
                 eprintln!("{}: {kind}: {} times, at {:?}…", self.client.title(), tears.len(), &tears[..tears.len().min(12)]);
             }
         }
-        let mut kinds: Vec<&str> = Vec::new();
-        for (_, outcome) in outcomes.iter().filter(|(_, outcome)| outcome != "not torn") {
-            if kinds.last() != Some(&&outcome[..]) {
-                kinds.push(outcome);
-            }
-        }
-        // Each kind once, if they alternate.
-        if kinds.len() > 4 {
-            let mut once: Vec<&str> = Vec::new();
-            kinds.into_iter().for_each(|kind| if !once.contains(&kind) { once.push(kind) });
-            return format!("sometimes: {}", once.join(", "));
-        }
-        kinds.join(", then ")
+        summary(&outcomes.into_iter().map(|(_, outcome)| outcome).collect::<Vec<_>>())
     }
 
     async fn torn(&self, world: &World, tear: usize) -> (usize, String) {
@@ -292,8 +288,36 @@ impl Scene<'_> {
             ("whole", false, true) => "whole".to_owned(),
             ("whole", true, _) => "resumes".to_owned(),
             ("error", _, true) => "error".to_owned(),
+            (other, ..) if is_without_one_part(other) => "loses".to_owned(),
             (other, ..) => format!("{other:?}"),
         };
         (tear, outcome)
     }
+}
+
+/// Whether a text is the whole one without one of its parts.
+fn is_without_one_part(text: &str) -> bool {
+    (0..PARTS.len()).any(|left_out| {
+        let parts = PARTS.iter().enumerate().filter(|(number, _)| *number != left_out);
+        parts.map(|(_, part)| *part).collect::<String>() == text
+    })
+}
+
+/// Summarizes the outcomes of breaks, in the order of the bytes: the first one, those in the middle,
+/// and the last one that was not whole. The exact byte at which outcomes change depends on the
+/// chunks in which the server sends the response.
+fn summary(outcomes: &[String]) -> String {
+    let torn: Vec<&str> =
+        outcomes.iter().map(|outcome| &outcome[..]).filter(|kind| !["not torn", "whole"].contains(kind)).collect();
+    let (Some(first), Some(last)) = (torn.first(), torn.last()) else { return "whole".to_owned() };
+    let middle = &torn[torn.len() * 3 / 10..torn.len() * 7 / 10];
+    let mut kinds: Vec<&str> = Vec::new();
+    for kind in middle.iter().chain(torn.iter().filter(|kind| !["error", "resumes"].contains(kind))) {
+        if !kinds.contains(kind) {
+            kinds.push(kind);
+        }
+    }
+    kinds.sort_unstable();
+    let middle = kinds.join(" or ");
+    if middle == *first && middle == *last { middle } else { format!("first {first}, then {middle}, last {last}") }
 }

@@ -20,6 +20,8 @@ pub struct Client {
     pub resumes: bool,
     /// Tests every byte, or every nth byte of a long stream.
     pub step: usize,
+    /// Whether the client waits at least a second before it resumes.
+    pub is_slow: bool,
     /// The usage, for the document.
     pub usage: &'static str,
 }
@@ -32,6 +34,7 @@ const NODE: Client = Client {
     variant_in_script: "plain",
     resumes: true,
     step: 1,
+    is_slow: false,
     usage: "",
 };
 
@@ -40,6 +43,7 @@ pub const CLIENTS: &[Client] = &[
         package: "ai",
         script: "ai.mjs",
         resumes: false,
+        step: 7,
         usage: "the chat of `useChat` without React, with `DefaultChatTransport`",
         ..NODE
     },
@@ -48,6 +52,7 @@ pub const CLIENTS: &[Client] = &[
         variant: "with `resumeStream()`",
         script: "ai.mjs",
         variant_in_script: "call",
+        step: 7,
         usage: "the same; after an error, the page calls `resumeStream()` once",
         ..NODE
     },
@@ -63,6 +68,7 @@ pub const CLIENTS: &[Client] = &[
         package: "@ag-ui/client",
         script: "ag-ui.mjs",
         resumes: false,
+        step: 7,
         usage: "`HttpAgent` and `runAgent`; a reload reads the run with `GET` in an agent without the half answer",
         ..NODE
     },
@@ -83,6 +89,7 @@ pub const CLIENTS: &[Client] = &[
     Client {
         package: "@langchain/langgraph-sdk",
         script: "langgraph.mjs",
+        is_slow: true,
         usage: "`client.runs.stream`; a reload calls `joinStream`, and a stop calls `cancel`",
         ..NODE
     },
@@ -101,6 +108,7 @@ pub const CLIENTS: &[Client] = &[
         script: "openai.mjs",
         variant_in_script: "chat",
         resumes: false,
+        step: 7,
         usage: "`chat.completions.create` with `stream: true`; the application publishes `[DONE]` as the last event",
         ..NODE
     },
@@ -143,6 +151,11 @@ impl Client {
     pub fn title(&self) -> String {
         let Self { package, variant, .. } = self;
         if variant.is_empty() { format!("`{package}`") } else { format!("`{package}`, {variant}") }
+    }
+
+    /// Returns the version in the list of packages.
+    pub fn version(&self) -> String {
+        crate::client::version(self.origin, self.package).unwrap()
     }
 
     /// Returns the program and its arguments.

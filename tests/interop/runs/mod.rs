@@ -8,8 +8,9 @@
 
 mod cases;
 mod clients;
+pub mod document;
 mod driver;
-pub mod expected;
+mod expected;
 mod gate;
 mod protocol;
 mod site;
@@ -106,9 +107,8 @@ async fn clients_read_runs_as_documented_over_http2() {
     }
     let Some(certificate) = Certificate::make() else { return };
     let route = Route { transport: Transport::Http2(certificate.acceptor(&["h2"])), nginx: None };
-    let leaves_out = |client: &Client, case| {
-        client.origin == Origin::Python || matches!(case, Case::Break | Case::Refused)
-    };
+    let leaves_out =
+        |client: &Client, case| client.origin == Origin::Python || matches!(case, Case::Break | Case::Refused);
     check("HTTP/2", route, leaves_out).await;
 }
 

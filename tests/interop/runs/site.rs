@@ -315,10 +315,12 @@ async fn ai_stream(
     request: StreamRequest,
 ) -> Response {
     // A page that loads has the messages of ended answers. A page that resumes after a break needs
-    // the rest also after the end.
-    let is_reload = !query.contains_key("ended");
+    // the rest also after the end, and must not take `204` for the end.
     let ask = Ask { protocol: Protocol::Ai, id: &id, name: id.clone(), request };
-    site.read(ask, |stream| if is_reload { stream.only_while_active() } else { stream }).await
+    if query.contains_key("ended") {
+        return site.read_known(ask, |stream| stream).await;
+    }
+    site.read(ask, Subscription::only_while_active).await
 }
 
 async fn ag_ui_ask(State(site): State<Site>, request: StreamRequest, Json(input): Json<Value>) -> Response {

@@ -1,15 +1,18 @@
 // A `fetch` that resumes a broken stream, for clients that accept a `fetch` and do not resume
 // themselves. It passes on whole events only, so the client never sees half an event.
 
-/** `resumeUrl` is the URL of the stream for `GET`. */
+/**
+ * `resumeUrl` is the URL of the stream for `GET`. After `attempts` requests without a new event, the
+ * client receives the error.
+ */
 export function resumingFetch(resumeUrl, { delay = 1000, attempts = 10 } = {}) {
     return async (url, init = {}) => {
         const response = await fetch(url, init);
         if (response.status !== 200 || !response.headers.get("content-type")?.startsWith("text/event-stream")) return response;
         const { signal } = init;
-        let body = response.body, lastId = "";
+        let body = response.body, lastId = "", attempt = 0;
         async function resume() {
-            for (let attempt = 0; attempt < attempts && !signal?.aborted; attempt++) {
+            while (attempt++ < attempts && !signal?.aborted) {
                 await new Promise(resolve => setTimeout(resolve, delay));
                 const headers = lastId ? { "last-event-id": lastId } : {};
                 const next = await fetch(resumeUrl, { headers, signal }).catch(() => undefined);
@@ -29,6 +32,7 @@ export function resumingFetch(resumeUrl, { delay = 1000, attempts = 10 } = {}) {
                         const end = text.lastIndexOf("\n\n") + 2;
                         if (end < 2) continue;
                         lastId = [...text.slice(0, end).matchAll(/^id: ?(.*)$/gm)].at(-1)?.[1] ?? lastId;
+                        attempt = 0;
                         yield new TextEncoder().encode(text.slice(0, end));
                         text = text.slice(end);
                     }
