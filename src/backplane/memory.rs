@@ -10,6 +10,7 @@ use futures::stream::BoxStream;
 use tokio::sync::watch;
 use tokio::time::{Duration, Instant};
 
+use super::journal::{Begun, JournalAppend, JournalId, JournalPage, Journals};
 use super::memory_journals::MemoryJournals;
 use super::sealed::Sealed;
 use super::{
@@ -91,10 +92,6 @@ impl Memory {
         let log = Mutex::new(Log { epoch: fastrand::u64(1..), ..Log::default() });
         let (appended, control) = (watch::Sender::new(()), watch::Sender::new(()));
         Self { shared: Arc::new(Shared { log, journals: Mutex::default(), appended, control }) }
-    }
-
-    pub(super) fn journals(&self) -> &Mutex<MemoryJournals> {
-        &self.shared.journals
     }
 
     /// Returns a stream of the items that `next` returns. While `next` returns `None`, the stream
@@ -252,6 +249,33 @@ impl Backplane for Memory {
 
     fn describe(&self) -> String {
         "memory".into()
+    }
+}
+
+impl Journals for Memory {
+    fn begin_journal(&self, key: &str, first: Bytes) -> BoxFuture<'_, Answer<Begun>> {
+        ready(Ok(self.shared.journals.lock().begin(key, first))).boxed()
+    }
+
+    fn append_journal(
+        &self,
+        key: &str,
+        id: JournalId,
+        after: u64,
+        entry: Bytes,
+        close: Option<Duration>,
+    ) -> BoxFuture<'_, Answer<JournalAppend>> {
+        ready(Ok(self.shared.journals.lock().append(key, id, after, entry, close))).boxed()
+    }
+
+    fn read_journal(
+        &self,
+        key: &str,
+        id: Option<JournalId>,
+        after: u64,
+        max_bytes: usize,
+    ) -> BoxFuture<'_, Answer<Option<JournalPage>>> {
+        ready(Ok(self.shared.journals.lock().read(key, id, after, max_bytes))).boxed()
     }
 }
 

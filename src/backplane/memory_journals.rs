@@ -3,13 +3,11 @@
 use std::collections::hash_map::HashMap;
 
 use bytes::Bytes;
-use futures::future::{BoxFuture, FutureExt, ready};
 use tokio::time::{Duration, Instant};
 
-use super::journal::{self, Begun, JournalAppend, JournalId, JournalPage, Journals, fitting};
-use super::{Answer, Memory};
+use super::journal::{self, Begun, JournalAppend, JournalId, JournalPage, fitting};
 
-/// The journals of a [`Memory`], by key.
+/// The journals of a [`Memory`](super::Memory), by key.
 #[derive(Default)]
 pub(super) struct MemoryJournals(HashMap<Box<str>, Journal>);
 
@@ -22,7 +20,7 @@ struct Journal {
 }
 
 impl MemoryJournals {
-    fn begin(&mut self, key: &str, first: Bytes) -> Begun {
+    pub(super) fn begin(&mut self, key: &str, first: Bytes) -> Begun {
         let now = Instant::now();
         self.0.retain(|_, journal| journal.until > now);
         if let Some(journal) = self.0.get(key).filter(|journal| !journal.is_closed) {
@@ -35,7 +33,14 @@ impl MemoryJournals {
         Begun::New(id)
     }
 
-    fn append(&mut self, key: &str, id: JournalId, after: u64, entry: Bytes, close: Option<Duration>) -> JournalAppend {
+    pub(super) fn append(
+        &mut self,
+        key: &str,
+        id: JournalId,
+        after: u64,
+        entry: Bytes,
+        close: Option<Duration>,
+    ) -> JournalAppend {
         let now = Instant::now();
         let journal = self.0.get_mut(key).filter(|journal| journal.id == id && journal.until > now);
         let Some(journal) = journal else { return JournalAppend::Conflict };
@@ -55,7 +60,7 @@ impl MemoryJournals {
         JournalAppend::Appended
     }
 
-    fn read(&self, key: &str, id: Option<JournalId>, after: u64, max_bytes: usize) -> Option<JournalPage> {
+    pub(super) fn read(&self, key: &str, id: Option<JournalId>, after: u64, max_bytes: usize) -> Option<JournalPage> {
         let journal = self.0.get(key).filter(|journal| journal.until > Instant::now())?;
         if id.is_some_and(|id| id != journal.id) {
             return None;
@@ -64,32 +69,5 @@ impl MemoryJournals {
         let entries = rest[..fitting(rest, max_bytes)].to_vec();
         let last = journal.entries.len() as u64;
         Some(JournalPage { id: journal.id, entries, last, is_closed: journal.is_closed })
-    }
-}
-
-impl Journals for Memory {
-    fn begin_journal(&self, key: &str, first: Bytes) -> BoxFuture<'_, Answer<Begun>> {
-        ready(Ok(self.journals().lock().begin(key, first))).boxed()
-    }
-
-    fn append_journal(
-        &self,
-        key: &str,
-        id: JournalId,
-        after: u64,
-        entry: Bytes,
-        close: Option<Duration>,
-    ) -> BoxFuture<'_, Answer<JournalAppend>> {
-        ready(Ok(self.journals().lock().append(key, id, after, entry, close))).boxed()
-    }
-
-    fn read_journal(
-        &self,
-        key: &str,
-        id: Option<JournalId>,
-        after: u64,
-        max_bytes: usize,
-    ) -> BoxFuture<'_, Answer<Option<JournalPage>>> {
-        ready(Ok(self.journals().lock().read(key, id, after, max_bytes))).boxed()
     }
 }

@@ -311,7 +311,7 @@ impl HubBuilder {
         ///
         /// A heartbeat is a comment, which page scripts do not receive. Each connection uses a time
         /// that is up to a tenth shorter, so that the heartbeats of many connections do not
-        /// coincide.
+        /// coincide. A [bare](crate::Subscription::bare) stream has a heartbeat of at most 30 s.
         ///
         /// Two times follow from the heartbeat. The hub remembers a topic or user without retained
         /// events and without connections for at most forty heartbeats, 10 minutes by default. A
@@ -320,7 +320,8 @@ impl HubBuilder {
         pub fn heartbeat(silence: Duration) => settings.heartbeat = silence;
 
         /// Sends heartbeats as `hub.live` events instead of comments, for pages that monitor their
-        /// stream. Defaults to comments.
+        /// stream. A [bare](crate::Subscription::bare) stream still sends comments. Defaults to
+        /// comments.
         pub fn visible_heartbeat() => settings.visible_heartbeat = true;
 
         /// Sets how long a client may take no bytes while bytes wait for it. After this time, the
@@ -346,8 +347,8 @@ impl HubBuilder {
         /// Sets whether the hub ends a stream cleanly or with an error. A subscription can set its
         /// own end ([`Subscription::stream_end`](crate::Subscription::stream_end)). The setting
         /// also applies to retryable refusals
-        /// ([`Refusal::retry_later`](crate::Refusal::retry_later)). Defaults to
-        /// [`StreamEnd::Clean`].
+        /// ([`Refusal::retry_later`](crate::Refusal::retry_later)). It does not apply to
+        /// [bare](crate::Subscription::bare) streams. Defaults to [`StreamEnd::Clean`].
         #[doc(alias = "end")]
         pub fn stream_end(end: StreamEnd) => settings.end = end;
 

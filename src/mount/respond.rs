@@ -67,7 +67,7 @@ impl Hub {
     ///
     /// The router has chosen the method of the request, so this method responds to any method, for
     /// example to `POST`, and ignores the `Accept` header. A `HEAD` request receives only the head
-    /// of the response and opens no stream. Otherwise the same rules apply as for the layer: the
+    /// of the response and opens no stream. Otherwise the same rules apply as for the layer. The
     /// hub checks the host and the origin, and a hub that is draining sends a retryable refusal.
     ///
     /// The [`EventStream`] has the hub's headers. The handler can add others.

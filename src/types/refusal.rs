@@ -71,6 +71,8 @@ impl Refusal {
     /// Refuses with `200` and `hub.refused`: the client should retry after a random time of one to
     /// three times [`HubBuilder::retry`](crate::HubBuilder::retry), or after the time that
     /// [`retry`](Self::retry) sets.
+    ///
+    /// For a [bare](crate::Subscription::bare) stream, the hub refuses without `hub.refused`.
     #[doc(alias = "later")]
     #[must_use]
     pub fn retry_later(reason: RefusalReason) -> Self {

@@ -459,7 +459,8 @@ impl Subscription {
         self
     }
 
-    /// Sets whether the hub ends the stream cleanly or with an error. Defaults to
+    /// Sets whether the hub ends the stream cleanly or with an error. Has no effect on a
+    /// [bare](Self::bare) stream. Defaults to
     /// [`HubBuilder::stream_end`](crate::HubBuilder::stream_end).
     #[doc(alias = "end")]
     #[must_use]

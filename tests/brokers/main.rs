@@ -14,6 +14,7 @@ mod kit;
 
 mod acknowledged;
 mod apart;
+mod bare;
 mod contract;
 mod control;
 mod fake;

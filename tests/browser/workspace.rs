@@ -164,7 +164,7 @@ async fn a_report_reaches_100_percent_in_each_tab_and_across_a_reload() {
         .eval(
             "globalThis.percents = [];
              new MutationObserver(() => percents.push(document.querySelector('progress').value))
-                 .observe(document.querySelector('#reports'), { childList: true })",
+                 .observe(document.querySelector('#reports'), { childList: true, subtree: true, attributeFilter: ['value'] })",
         )
         .await;
     first.call("selectOption", json!(["#limit", "100000000"])).await;

@@ -21,6 +21,7 @@ mod peer;
 mod site;
 
 mod alike;
+mod bare;
 mod behind;
 mod by_hand;
 mod counts;

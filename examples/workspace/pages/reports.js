@@ -29,6 +29,8 @@ function unfollow(id) {
   streams.delete(id);
 }
 
+const soFar = primes => `${number.format(primes)} so far`;
+
 function makeCard({ id, limit, started, percent, primes, took_ms, state }) {
   const title = `Primes below ${number.format(limit)}`;
   const bar = make("progress", { max: 100, value: percent, "aria-label": title });
@@ -36,18 +38,26 @@ function makeCard({ id, limit, started, percent, primes, took_ms, state }) {
   stop.onclick = () => send("DELETE", `/reports/${encodeURIComponent(id)}`);
   const result = state === "done"
     ? make("p", { class: "result" }, make("strong", {}, number.format(primes)), ` primes, in ${(took_ms / 1000).toFixed(1)} s`)
-    : make("p", { class: "muted" }, `${number.format(primes)} so far`);
+    : make("p", { class: "muted" }, soFar(primes));
   return make("li", { class: `card report ${state}`, "data-id": id },
     make("header", {}, make("strong", {}, title), time(started)),
     make("div", { class: "progress" }, bar, make("span", {}, `${percent} %`)),
     make("footer", {}, result, make("span", { class: "badge" }, states[state]), ...(state === "running" ? [stop] : [])));
 }
 
+// Changes a card in place. A new button would lose a click whose mouse button is still down.
+function showProgress(card, { percent, primes }) {
+  card.querySelector("progress").value = percent;
+  card.querySelector(".progress span").textContent = `${percent} %`;
+  card.querySelector("footer p").textContent = soFar(primes);
+}
+
 function putReport(report) {
   if (report.state !== "running") unfollow(report.id);
   else if (!streams.has(report.id)) follow(report);
   const old = $("reports").querySelector(`[data-id="${CSS.escape(report.id)}"]`);
-  if (old) old.replaceWith(makeCard(report));
+  if (old?.matches(".running") && report.state === "running") showProgress(old, report);
+  else if (old) old.replaceWith(makeCard(report));
   else $("reports").prepend(makeCard(report));
   while ($("reports").childElementCount > MAX_REPORTS) $("reports").lastChild.remove();
   $("empty").hidden = true;

@@ -31,6 +31,7 @@ mod append;
 mod connection;
 mod control;
 mod deposits;
+mod journal_headings;
 mod journals;
 mod names;
 mod reader;

@@ -18,7 +18,7 @@ use tokio::time::sleep;
 
 use super::super::{Answer, BackplaneError, LogPosition, LogState, Seen};
 use super::connection::Connection;
-use super::journals;
+use super::journal_headings::Known;
 use super::streams::{self, Log};
 use super::values;
 use crate::sync::Mutex;
@@ -45,7 +45,7 @@ pub(super) struct Session {
     /// Whether another session has replaced this session.
     over: AtomicBool,
     /// What the session remembers about journals.
-    pub(super) journals: journals::Known,
+    pub(super) journals: Known,
     /// The time of opening, or of the last attempt to write the last number of the log into the
     /// bucket.
     noted: Mutex<Instant>,
@@ -133,7 +133,7 @@ pub(super) async fn open(connection: Connection, seen: Option<Seen>, ended: Opti
             created,
             highest: AtomicU64::new(last),
             over: AtomicBool::new(false),
-            journals: journals::Known::default(),
+            journals: Known::default(),
             noted: Mutex::new(Instant::now()),
         });
     }

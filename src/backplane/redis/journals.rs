@@ -5,28 +5,11 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures::future::BoxFuture;
-use redis::{RedisError, Script};
+use redis::RedisError;
 
 use super::super::journal::{self, Begun, JournalAppend, JournalId, JournalPage, Journals};
 use super::super::{Answer, BackplaneError};
 use super::Redis;
-
-/// The scripts of journals.
-pub(super) struct Scripts {
-    begin: Script,
-    append: Script,
-    read: Script,
-}
-
-impl Scripts {
-    pub(super) fn new() -> Self {
-        Self {
-            begin: Script::new(include_str!("journal_begin.lua")),
-            append: Script::new(include_str!("journal_append.lua")),
-            read: Script::new(include_str!("journal_read.lua")),
-        }
-    }
-}
 
 /// Converts a time to live to the milliseconds of `PEXPIRE`. Zero becomes one, because `PEXPIRE`
 /// with zero deletes the journal before another instance can read its last entry.

@@ -10,6 +10,7 @@
 //!    connection. Every wait on it has a time limit ([`stream`]).
 //! 3. One file defines the names of all keys ([`keys`]).
 
+mod journal_scripts;
 mod journals;
 mod keys;
 mod server;

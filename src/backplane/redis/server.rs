@@ -13,7 +13,7 @@ use redis::{
 use super::super::limits::LogLimits;
 use super::super::per_runtime::PerRuntime;
 use super::super::{Answer, BackplaneError, LogPosition, NewRecord, Seen};
-use super::journals::Scripts;
+use super::journal_scripts::Scripts;
 use super::keys::Keys;
 use crate::sync::Mutex;
 
