@@ -75,9 +75,7 @@ impl Case {
                 "the connection breaks within the response, after every byte (in some streams after every seventh)"
             }
             Self::Instance => "the connection breaks in the middle, and the next request reaches another instance",
-            Self::Drain => {
-                "the instance of the reader drains in the middle, while another instance writes the run"
-            }
+            Self::Drain => "the instance of the reader drains in the middle, while another instance writes the run",
             Self::Reload => "a second page opens in the middle and reads the run from the start, at another instance",
             Self::Late => {
                 "the next request after a break, or the reload for a client that does not resume, finds that the run is \
@@ -127,9 +125,9 @@ impl Talk<'_> {
     /// Waits for the end of the client, and describes it. A client that repeats its request without
     /// end is stopped.
     async fn outcome(&mut self) -> String {
-        let gate = &self.gate;
+        let plan = &self.plan;
         let endless = async {
-            while gate.connections() < ENDLESS {
+            while plan.statuses.lock().unwrap().len() < ENDLESS {
                 tokio::time::sleep(Duration::from_millis(20)).await;
             }
         };
@@ -253,11 +251,8 @@ impl Scene<'_> {
         // Until the break is behind the end of the response.
         while !outcomes.last().is_some_and(|(_, outcome)| outcome == "not torn") {
             let tears = (first..first + batch).map(|tear| tear * self.client.step);
-            let some: Vec<_> = futures::stream::iter(tears)
-                .map(|tear| self.torn(&world, tear))
-                .buffered(at_once)
-                .collect()
-                .await;
+            let some: Vec<_> =
+                futures::stream::iter(tears).map(|tear| self.torn(&world, tear)).buffered(at_once).collect().await;
             outcomes.extend(some);
             first += batch;
             assert!(first < 100_000, "the response has no end");
@@ -271,7 +266,12 @@ impl Scene<'_> {
                 }
             }
             for (kind, tears) in kinds {
-                eprintln!("{}: {kind}: {} times, at {:?}…", self.client.title(), tears.len(), &tears[..tears.len().min(12)]);
+                eprintln!(
+                    "{}: {kind}: {} times, at {:?}…",
+                    self.client.title(),
+                    tears.len(),
+                    &tears[..tears.len().min(12)]
+                );
             }
         }
         summary(&outcomes.into_iter().map(|(_, outcome)| outcome).collect::<Vec<_>>())

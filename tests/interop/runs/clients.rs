@@ -162,9 +162,7 @@ impl Client {
     pub fn command(&self) -> Vec<OsString> {
         let (sources, installed) = (Path::new(SOURCES), Path::new(INSTALLED));
         let command: [PathBuf; 2] = match self.origin {
-            Origin::Python => {
-                [installed.join("python/bin/python"), sources.join("python/runs").join(self.script)]
-            }
+            Origin::Python => [installed.join("python/bin/python"), sources.join("python/runs").join(self.script)],
             _ => [installed.join("node/node_modules/.bin/node"), installed.join("node/runs").join(self.script)],
         };
         command.into_iter().map(PathBuf::into_os_string).collect()

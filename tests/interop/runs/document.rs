@@ -10,13 +10,14 @@ use crate::document::wrapped;
 const HEAD: &str = "
 ## Runs
 
-These tables list the behavior of clients that read [runs](glossary.md), each in its own protocol
+These tables list the behavior of clients that read [runs](guide/runs.md), each in its own protocol
 and in the bare profile. The application of the test has the routes that each client expects, and
 two instances with one log. `tests/interop/runs` has the application and the scripts to copy.
 
 The outcomes are the same when the hub takes sockets over, over HTTP/2, and through nginx with
-`proxy_http_version 1.1`. The test does not repeat the breaks at every byte there. Over HTTP/2 it
-leaves out the Python clients and the column *503*.
+`proxy_http_version 1.1`. HTTP/1.0, the default of nginx, cannot express a break, so clients take it
+for the end. The test does not repeat the breaks at every byte there. Over HTTP/2 it
+leaves out the Python clients, the column *503*, and *Too late* for clients that do not resume.
 ";
 
 const WORDS: &str = "
@@ -26,6 +27,7 @@ const WORDS: &str = "
 - *ends*: the client delivers the text up to the stop and reports success
 - *error*: the client reports an error
 - *nothing*: the client learns that nothing is active
+- *none*: the protocol of the client has no such request
 ";
 
 pub fn write(out: &mut String) {
@@ -34,7 +36,7 @@ pub fn write(out: &mut String) {
     table(out, "Refusals and ends of a run", Case::ENDS);
     out.push_str("\nThe words in the cells:\n");
     out.push_str(WORDS);
-    out.push_str("\n### Clients of runs\n\n");
+    out.push_str("\n### Clients of runs\n");
     for client in CLIENTS {
         describe(out, client);
     }
@@ -71,8 +73,13 @@ fn cell(case: Case, outcome: &'static str) -> &'static str {
 fn describe(out: &mut String, client: &Client) {
     let origin = if client.origin == Origin::Python { "Python" } else { "npm" };
     let (title, version) = (client.title(), client.version());
-    out.push_str(&wrapped(&format!("- {title} ({origin}, {version}). Usage in the test: {}.", client.usage), "  "));
-    for note in NOTES.iter().filter(|note| note.clients.contains(&&title[..])) {
-        out.push_str(&wrapped(&format!("  - *{}*: {}", note.case.title(), note.text), "    "));
+    writeln!(out, "\n#### {title}\n").unwrap();
+    out.push_str(&wrapped(&format!("{origin}, {version}. Usage in the test: {}.", client.usage), ""));
+    let mut notes = NOTES.iter().filter(|note| note.clients.contains(&&title[..])).peekable();
+    if notes.peek().is_some() {
+        out.push('\n');
+    }
+    for note in notes {
+        out.push_str(&wrapped(&format!("- *{}*: {}", note.case.title(), note.text), "  "));
     }
 }

@@ -31,7 +31,7 @@ pub struct Driver {
 #[derive(Clone, Debug)]
 pub struct Report {
     pub text: String,
-    /// `finished`, `error` or `nothing`.
+    /// `finished`, `error`, `nothing` or `none`.
     pub end: String,
     pub note: String,
 }

@@ -157,11 +157,7 @@ pub const NOTES: &[Note] = &[
         text: "The stream of a reload is for active runs only (`only_while_active`), and the page has the messages of ended \
                ones.",
     },
-    Note {
-        clients: &["`openai`, Chat Completions"],
-        case: Case::Late,
-        text: "The client asks no second time.",
-    },
+    Note { clients: &["`openai`, Chat Completions"], case: Case::Late, text: "The client asks no second time." },
     Note {
         clients: &["`@ag-ui/client`", "`@ag-ui/client`, with a resuming `fetch`", "`@tanstack/ai-client`"],
         case: Case::Stop,

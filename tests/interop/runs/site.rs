@@ -276,7 +276,10 @@ fn routes(site: Site) -> Router {
     Router::new()
         .route("/api/chat", post(ai_ask))
         .route("/api/chat/{id}/stream", get(ai_stream))
-        .route("/api/chat/{id}/stop", post(async |State(site): State<Site>, Path(id): Path<String>| site.stop(id).await))
+        .route(
+            "/api/chat/{id}/stop",
+            post(async |State(site): State<Site>, Path(id): Path<String>| site.stop(id).await),
+        )
         .route("/agent", post(ag_ui_ask).get(ag_ui_join))
         .route("/agent/stop", post(stop_by_query))
         .route("/tanstack", post(tanstack_ask).get(tanstack_get))
@@ -379,11 +382,7 @@ async fn langgraph_ask(State(site): State<Site>, Path(thread): Path<String>, req
 
 type ThreadRun = Path<(String, String)>;
 
-async fn langgraph_stream(
-    State(site): State<Site>,
-    Path((thread, _)): ThreadRun,
-    request: StreamRequest,
-) -> Response {
+async fn langgraph_stream(State(site): State<Site>, Path((thread, _)): ThreadRun, request: StreamRequest) -> Response {
     let ask = Ask { protocol: Protocol::LangGraph, id: &thread, name: thread.clone(), request };
     let response = site.read_known(ask, |stream| stream).await;
     with_location(&thread, response)

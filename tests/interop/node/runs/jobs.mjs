@@ -11,8 +11,8 @@
 // The line `{ cancel }` has the number of a job whose client must stop.
 //
 // Each line of JSON on standard output is a report: `{ job, page, text }` when the text of a page
-// changed, and `{ job, text, end, note }` when the client has ended. `end` is `finished`, `error` or
-// `nothing`.
+// changed, and `{ job, text, end, note }` when the client has ended. `end` is `finished`, `error`,
+// `nothing` (nothing is active) or `none` (the client has no such request).
 
 import { createInterface } from "node:readline";
 import { Agent, fetch as undiciFetch } from "undici";
@@ -49,6 +49,7 @@ export class Page {
 
 export const finished = note => ({ end: "finished", note });
 export const error = note => ({ end: "error", note: String(note?.message ?? note) });
+export const none = note => ({ end: "none", note });
 export const nothing = note => ({ end: "nothing", note });
 
 export const sleep = ms => new Promise(resolve => setTimeout(resolve, ms));

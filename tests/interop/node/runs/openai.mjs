@@ -1,7 +1,7 @@
 // `openai`: Responses and Chat Completions.
 
 import OpenAI from "openai";
-import { error, finished, nothing, run } from "./jobs.mjs";
+import { error, finished, none, run } from "./jobs.mjs";
 
 const at = url => new OpenAI({ apiKey: "none", baseURL: `${url}/v1` });
 
@@ -60,7 +60,8 @@ run({
             }
             return reason ? finished(reason) : error("the stream ended without `finish_reason`");
         },
-        async reload() { return nothing("the interface has no route to read an answer again"); },
+        // The interface has no route to read an answer again.
+        reload: async () => none(),
         stop: async job => { await fetch(`${job.direct}/v1/chat/completions/stop?runId=${job.id}`, { method: "POST" }); },
     },
 });
