@@ -2,6 +2,7 @@
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
+use std::sync::Once;
 use std::time::SystemTime;
 
 use tower_sse::StreamEnd;
@@ -164,8 +165,10 @@ pub const CLIENTS: &[Client] = &[
     },
 ];
 
-const SOURCES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/interop");
-const INSTALLED: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/target/interop");
+/// The folder with the sources of the scripts.
+pub const SOURCES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/interop");
+/// The folder with the installed clients.
+pub const INSTALLED: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/target/interop");
 
 /// Proof that the clients are installed, in the listed versions.
 pub struct Installed(());
@@ -178,13 +181,23 @@ pub fn installed() -> Option<Installed> {
     }
     // Node searches packages in the folder of the script and above, so the scripts are copied
     // there.
-    for script in std::fs::read_dir(Path::new(SOURCES).join("node")).unwrap() {
+    static COPIED: Once = Once::new();
+    COPIED.call_once(|| {
+        for folder in ["node", "node/runs"] {
+            copy_scripts(&Path::new(SOURCES).join(folder), &Path::new(INSTALLED).join(folder));
+        }
+    });
+    Some(Installed(()))
+}
+
+fn copy_scripts(from: &Path, to: &Path) {
+    std::fs::create_dir_all(to).unwrap();
+    for script in std::fs::read_dir(from).unwrap() {
         let script = script.unwrap().path();
         if script.extension().is_some_and(|extension| extension == "mjs") {
-            std::fs::copy(&script, Path::new(INSTALLED).join("node").join(script.file_name().unwrap())).unwrap();
+            std::fs::copy(&script, to.join(script.file_name().unwrap())).unwrap();
         }
     }
-    Some(Installed(()))
 }
 
 fn look() -> Result<(), String> {
@@ -237,17 +250,22 @@ impl Client {
 
     /// Returns the version in the list of packages, or `None` for a tool of the system.
     pub fn version(&self) -> Option<String> {
-        let (list, before) = match self.origin {
-            Origin::Npm => ("node/package.json", format!("\"{}\": \"", self.name)),
-            Origin::Python => ("python/requirements.txt", format!("{}==", self.name)),
-            Origin::Rust => ("rust/Cargo.toml", format!("{} = ", self.name)),
-            Origin::System => return None,
-        };
-        let list = std::fs::read_to_string(Path::new(SOURCES).join(list)).unwrap();
-        let line = list.lines().find_map(|line| line.trim_start().strip_prefix(&before));
-        let digits = |c: char| c.is_ascii_digit();
-        let version = line.and_then(|line| line.get(line.find(digits)?..)).expect(self.name);
-        let end = version.find(|c: char| !digits(c) && c != '.').unwrap_or(version.len());
-        Some(version[..end].to_owned())
+        version(self.origin, self.name)
     }
+}
+
+/// Returns the version of a package in the list of its origin, or `None` for a tool of the system.
+pub fn version(origin: Origin, name: &str) -> Option<String> {
+    let (list, before) = match origin {
+        Origin::Npm => ("node/package.json", format!("\"{name}\": \"")),
+        Origin::Python => ("python/requirements.txt", format!("{name}==")),
+        Origin::Rust => ("rust/Cargo.toml", format!("{name} = ")),
+        Origin::System => return None,
+    };
+    let list = std::fs::read_to_string(Path::new(SOURCES).join(list)).unwrap();
+    let line = list.lines().find_map(|line| line.trim_start().strip_prefix(&before));
+    let digits = |c: char| c.is_ascii_digit();
+    let version = line.and_then(|line| line.get(line.find(digits)?..)).expect(name);
+    let end = version.find(|c: char| !digits(c) && c != '.').unwrap_or(version.len());
+    Some(version[..end].to_owned())
 }

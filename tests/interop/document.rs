@@ -5,6 +5,7 @@ use std::fmt::Write;
 use crate::case::Case;
 use crate::client::{CLIENTS, Client, Origin, Reconnects};
 use crate::deviation;
+use crate::runs;
 
 const PATH: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/compatibility.md");
 
@@ -49,6 +50,7 @@ fn write() -> String {
     for client in CLIENTS {
         describe(&mut out, client);
     }
+    runs::document::write(&mut out);
     out
 }
 
@@ -110,7 +112,7 @@ fn describe(out: &mut String, client: &Client) {
 
 /// The text in lines of at most 100 columns. `indent` starts every line but the first. A line does
 /// not end within `code`.
-fn wrapped(text: &str, indent: &str) -> String {
+pub fn wrapped(text: &str, indent: &str) -> String {
     // A line does not break at a space within code.
     let mut in_code = false;
     let words = text.split(|character| {

@@ -19,12 +19,16 @@
 
 #[path = "../kit/mod.rs"]
 mod kit;
+#[path = "../paths/nginx.rs"]
+#[allow(dead_code, reason = "each test binary uses a part of it")]
+mod nginx;
 
 mod case;
 mod client;
 mod deviation;
 mod document;
 mod run;
+mod runs;
 mod scenes;
 mod sent;
 

@@ -1,0 +1,139 @@
+//! A proxy between one client and the instances, which breaks connections and counts them. Each
+//! connection carries one request, because the instances close it after the response.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+use memchr::memmem;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+
+pub struct Gate {
+    pub addr: SocketAddr,
+    /// The number of connections that were accepted.
+    connections: Arc<AtomicUsize>,
+    /// Breaks the connections that are open when the number changes.
+    breaks: watch::Sender<usize>,
+    /// Whether the first response was torn.
+    torn: Arc<AtomicBool>,
+    task: JoinHandle<()>,
+}
+
+impl Gate {
+    /// Starts a proxy. The nth connection goes to the nth target, and all later ones to the last.
+    pub async fn start(targets: Vec<SocketAddr>) -> Self {
+        Self::with(targets, None).await
+    }
+
+    /// Starts a proxy that breaks the first connection after this many bytes of the response's body.
+    pub async fn tearing(targets: Vec<SocketAddr>, tear: usize) -> Self {
+        Self::with(targets, Some(tear)).await
+    }
+
+    async fn with(targets: Vec<SocketAddr>, tear: Option<usize>) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let addr = listener.local_addr().unwrap();
+        let connections = Arc::<AtomicUsize>::default();
+        let breaks = watch::Sender::new(0);
+        let torn = Arc::<AtomicBool>::default();
+        let task = tokio::spawn({
+            let (connections, breaks, torn) = (Arc::clone(&connections), breaks.clone(), Arc::clone(&torn));
+            async move {
+                loop {
+                    let (from, _) = listener.accept().await.unwrap();
+                    let number = connections.fetch_add(1, Ordering::SeqCst);
+                    let target = targets[number.min(targets.len() - 1)];
+                    let tear = tear.filter(|_| number == 0);
+                    let tear = tear.map(|after| Tear { after, torn: Arc::clone(&torn) });
+                    tokio::spawn(pass(from, target, tear, breaks.subscribe()));
+                }
+            }
+        });
+        Self { addr, connections, breaks, torn, task }
+    }
+
+    pub fn connections(&self) -> usize {
+        self.connections.load(Ordering::SeqCst)
+    }
+
+    pub fn is_torn(&self) -> bool {
+        self.torn.load(Ordering::SeqCst)
+    }
+
+    /// Breaks all open connections.
+    pub fn break_all(&self) {
+        self.breaks.send_modify(|breaks| *breaks += 1);
+    }
+}
+
+impl Drop for Gate {
+    fn drop(&mut self) {
+        self.task.abort();
+        self.break_all();
+    }
+}
+
+struct Tear {
+    /// The bytes of the body that pass.
+    after: usize,
+    torn: Arc<AtomicBool>,
+}
+
+async fn pass(from: TcpStream, target: SocketAddr, tear: Option<Tear>, mut breaks: watch::Receiver<usize>) {
+    let Ok(to) = TcpStream::connect(target).await else { return };
+    drop((from.set_nodelay(true), to.set_nodelay(true)));
+    let ((from_read, from_write), (to_read, to_write)) = (from.into_split(), to.into_split());
+    let broken = async move { drop(breaks.changed().await) };
+    // The end of either direction ends the connection, except that a client may close its half.
+    tokio::select! {
+        () = requests(from_read, to_write) => {}
+        () = responses(to_read, from_write, tear) => {}
+        () = broken => {}
+    }
+}
+
+async fn requests(mut from: OwnedReadHalf, mut to: OwnedWriteHalf) {
+    drop(tokio::io::copy(&mut from, &mut to).await);
+}
+
+async fn responses(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, mut tear: Option<Tear>) {
+    let mut buffer = vec![0; 16 * 1024];
+    // The bytes so far, until the head is complete.
+    let mut head = Vec::new();
+    let mut in_body = false;
+    loop {
+        let Ok(count @ 1..) = from.read(&mut buffer).await else { return };
+        let bytes = &buffer[..count];
+        let Some(Tear { after, torn }) = &mut tear else {
+            if to.write_all(bytes).await.is_err() {
+                return;
+            }
+            continue;
+        };
+        let before = if in_body {
+            0
+        } else {
+            let seen = head.len();
+            head.extend_from_slice(bytes);
+            let Some(end) = memmem::find(&head, b"\r\n\r\n") else {
+                drop(to.write_all(bytes).await);
+                continue;
+            };
+            in_body = true;
+            end + 4 - seen
+        };
+        let passed = count.min(before + *after);
+        *after -= passed - before;
+        if passed < count {
+            torn.store(true, Ordering::SeqCst);
+        }
+        if to.write_all(&bytes[..passed]).await.is_err() || passed < count {
+            drop(to.shutdown().await);
+            return;
+        }
+    }
+}
