@@ -30,7 +30,7 @@ const AT_ONCE: usize = 16;
 /// The same for a client that waits at least a second before it resumes.
 const AT_ONCE_SLOW: usize = 64;
 /// The number of requests after which a client is taken to repeat them without end.
-const ENDLESS: usize = 40;
+const ENDLESS: usize = 25;
 
 impl Case {
     pub const ALL: [Self; 10] = [
