@@ -72,7 +72,7 @@ impl Case {
         match self {
             Self::Whole => "the client reads a run from its first event to its end",
             Self::Break => {
-                "the connection breaks within the response, after every byte (in some streams after every seventh)"
+                "the connection breaks within the response, after every byte (in some streams after every third or seventh)"
             }
             Self::Instance => "the connection breaks in the middle, and the next request reaches another instance",
             Self::Drain => "the instance of the reader drains in the middle, while another instance writes the run",
@@ -203,14 +203,14 @@ impl Scene<'_> {
         match case {
             Case::Instance => {
                 talk.half(1).await?;
-                talk.gate.break_all();
+                talk.gate.break_all().await;
                 talk.plan.next.send_replace(Some(Next::Finish));
             }
             Case::Drain => {
                 talk.half(1).await?;
                 world.a.hub.drain(Duration::ZERO).await;
                 // The connections of an instance end with its process.
-                talk.gate.break_all();
+                talk.gate.break_all().await;
                 talk.plan.next.send_replace(Some(Next::Finish));
             }
             Case::Reload => {
@@ -219,7 +219,7 @@ impl Scene<'_> {
             }
             Case::Late if self.client.resumes => {
                 talk.half(1).await?;
-                talk.gate.break_all();
+                talk.gate.break_all().await;
             }
             Case::Will | Case::Aborted => {
                 talk.half(1).await?;

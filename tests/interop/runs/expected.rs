@@ -150,9 +150,8 @@ pub const NOTES: &[Note] = &[
         case: Case::Break,
         text: "The client takes an id as soon as it has read its line. If the connection breaks between that line and the \
                empty line after it, which is one byte of each event, the client loses this event without a report. \
-               An \
-               application for which this matters numbers its events. Its page then notices the hole, and reads the run \
-               again from the start.",
+               An application for which this matters numbers its events. Its page then notices the hole, and reads the \
+               run again from the start.",
     },
     Note {
         clients: &["`ai`"],
