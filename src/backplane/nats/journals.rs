@@ -361,9 +361,9 @@ impl<'s> Subject<'s> {
         Ok(None)
     }
 
-    /// Reads entries above `after` of the journal with this newest entry. Returns fewer entries than
-    /// fit into `max_bytes` if the journal is replaced meanwhile, and no entries if the first of
-    /// them is missing.
+    /// Reads entries above `after` of the journal with this newest entry. Returns fewer entries
+    /// than fit into `max_bytes` if the journal is replaced meanwhile, and no entries if the first
+    /// of them is missing.
     async fn entries(&self, newest: &Newest, after: u64, max_bytes: usize) -> Answer<Vec<Bytes>> {
         let Newest { heading: Heading { id, number: last, .. }, .. } = *newest;
         let known = self.known.read.find(self.subject, id).filter(|place| place.heading.number <= after);
