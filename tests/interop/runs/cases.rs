@@ -30,7 +30,7 @@ const AT_ONCE: usize = 16;
 /// The same for a client that waits at least a second before it resumes.
 const AT_ONCE_SLOW: usize = 64;
 /// The number of requests after which a client is taken to repeat them without end.
-const ENDLESS: usize = 40;
+const ENDLESS: usize = 25;
 
 impl Case {
     pub const ALL: [Self; 10] = [
@@ -72,7 +72,7 @@ impl Case {
         match self {
             Self::Whole => "the client reads a run from its first event to its end",
             Self::Break => {
-                "the connection breaks within the response, after every byte (in some streams after every seventh)"
+                "the connection breaks within the response, after every byte (in some streams after every third or seventh)"
             }
             Self::Instance => "the connection breaks in the middle, and the next request reaches another instance",
             Self::Drain => "the instance of the reader drains in the middle, while another instance writes the run",
@@ -203,14 +203,14 @@ impl Scene<'_> {
         match case {
             Case::Instance => {
                 talk.half(1).await?;
-                talk.gate.break_all();
+                talk.gate.break_all().await;
                 talk.plan.next.send_replace(Some(Next::Finish));
             }
             Case::Drain => {
                 talk.half(1).await?;
                 world.a.hub.drain(Duration::ZERO).await;
                 // The connections of an instance end with its process.
-                talk.gate.break_all();
+                talk.gate.break_all().await;
                 talk.plan.next.send_replace(Some(Next::Finish));
             }
             Case::Reload => {
@@ -219,7 +219,7 @@ impl Scene<'_> {
             }
             Case::Late if self.client.resumes => {
                 talk.half(1).await?;
-                talk.gate.break_all();
+                talk.gate.break_all().await;
             }
             Case::Will | Case::Aborted => {
                 talk.half(1).await?;

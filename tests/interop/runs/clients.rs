@@ -77,6 +77,7 @@ pub const CLIENTS: &[Client] = &[
         variant: "with a resuming `fetch`",
         script: "ag-ui.mjs",
         variant_in_script: "fetch",
+        step: 3,
         usage: "the same with `node/runs/resuming-fetch.mjs` as `fetch`",
         ..NODE
     },
@@ -90,6 +91,7 @@ pub const CLIENTS: &[Client] = &[
         package: "@langchain/langgraph-sdk",
         script: "langgraph.mjs",
         is_slow: true,
+        step: 3,
         usage: "`client.runs.stream`; a reload calls `joinStream`, and a stop calls `cancel`",
         ..NODE
     },

@@ -9,6 +9,7 @@ use super::{Case, Client};
 /// - `error`: the client delivers a part of the text at most, and reports an error.
 /// - `resumes`: as `whole`, with another request.
 /// - `nothing`: the client learns that nothing is active.
+/// - `none`: the protocol of the client has no such request.
 /// - `repeats`: the client repeats its request without end.
 const EXPECTED: &[(&str, [&str; 10])] = &[
     ("`ai`", ["whole", "error", "error", "error", "whole", "nothing", "error", "half", "error", "error"]),
@@ -61,7 +62,7 @@ const EXPECTED: &[(&str, [&str; 10])] = &[
     ),
     (
         "`openai`, Chat Completions",
-        ["whole", "error", "error", "error", "nothing", "nothing", "whole", "half", "error", "error"],
+        ["whole", "error", "error", "error", "none", "none", "whole", "half", "error", "error"],
     ),
     (
         "`openai`, Responses in Python",
@@ -149,7 +150,8 @@ pub const NOTES: &[Note] = &[
         case: Case::Break,
         text: "The client takes an id as soon as it has read its line. If the connection breaks between that line and the \
                empty line after it, which is one byte of each event, the client loses this event without a report. \
-               A page that must not lose any numbers its events, and reads the run again from the start after a hole.",
+               An application for which this matters numbers its events. Its page then notices the hole, and reads the \
+               run again from the start.",
     },
     Note {
         clients: &["`ai`"],
@@ -157,7 +159,6 @@ pub const NOTES: &[Note] = &[
         text: "The stream of a reload is for active runs only (`only_while_active`), and the page has the messages of ended \
                ones.",
     },
-    Note { clients: &["`openai`, Chat Completions"], case: Case::Late, text: "The client asks no second time." },
     Note {
         clients: &["`@ag-ui/client`", "`@ag-ui/client`, with a resuming `fetch`", "`@tanstack/ai-client`"],
         case: Case::Stop,

@@ -12,10 +12,14 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
+use crate::kit::until;
+
 pub struct Gate {
     pub addr: SocketAddr,
     /// The number of connections that were accepted.
     connections: Arc<AtomicUsize>,
+    /// The number of connections that have ended.
+    ended: Arc<AtomicUsize>,
     /// Breaks the connections that are open when the number changes.
     breaks: watch::Sender<usize>,
     /// Whether the first response was torn.
@@ -37,11 +41,12 @@ impl Gate {
     async fn with(targets: Vec<SocketAddr>, tear: Option<usize>) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let addr = listener.local_addr().unwrap();
-        let connections = Arc::<AtomicUsize>::default();
+        let (connections, ended) = (Arc::<AtomicUsize>::default(), Arc::<AtomicUsize>::default());
         let breaks = watch::Sender::new(0);
         let torn = Arc::<AtomicBool>::default();
         let task = tokio::spawn({
-            let (connections, breaks, torn) = (Arc::clone(&connections), breaks.clone(), Arc::clone(&torn));
+            let (connections, ended) = (Arc::clone(&connections), Arc::clone(&ended));
+            let (breaks, torn) = (breaks.clone(), Arc::clone(&torn));
             async move {
                 loop {
                     let (from, _) = listener.accept().await.unwrap();
@@ -49,11 +54,15 @@ impl Gate {
                     let target = targets[number.min(targets.len() - 1)];
                     let tear = tear.filter(|_| number == 0);
                     let tear = tear.map(|after| Tear { after, torn: Arc::clone(&torn) });
-                    tokio::spawn(pass(from, target, tear, breaks.subscribe()));
+                    let (breaks, ended) = (breaks.subscribe(), Arc::clone(&ended));
+                    tokio::spawn(async move {
+                        pass(from, target, tear, breaks).await;
+                        ended.fetch_add(1, Ordering::SeqCst);
+                    });
                 }
             }
         });
-        Self { addr, connections, breaks, torn, task }
+        Self { addr, connections, ended, breaks, torn, task }
     }
 
     pub fn connections(&self) -> usize {
@@ -64,16 +73,18 @@ impl Gate {
         self.torn.load(Ordering::SeqCst)
     }
 
-    /// Breaks all open connections.
-    pub fn break_all(&self) {
+    /// Breaks all open connections, and waits until they are closed.
+    pub async fn break_all(&self) {
+        let accepted = self.connections();
         self.breaks.send_modify(|breaks| *breaks += 1);
+        until(|| self.ended.load(Ordering::SeqCst) >= accepted).await;
     }
 }
 
 impl Drop for Gate {
     fn drop(&mut self) {
         self.task.abort();
-        self.break_all();
+        self.breaks.send_modify(|breaks| *breaks += 1);
     }
 }
 
