@@ -403,7 +403,7 @@ async fn read_run(fleet: &Fleet, reader: usize, name: &str, random: &mut Rng) {
     let begun = Instant::now();
     let (mut received, mut cursor) = (Vec::new(), String::new());
     // As a browser's `EventSource`, or as another client.
-    let accept = if reader % 2 == 0 { "text/event-stream" } else { "*/*" };
+    let accept = if reader.is_multiple_of(2) { "text/event-stream" } else { "*/*" };
     loop {
         let is_late = begun.elapsed() > LOAD + REST;
         assert!(!is_late, "{name} has no end: {received:?}, {:?}", fleet.ledger.with(name, |run| run.clone()));
