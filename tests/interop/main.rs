@@ -27,6 +27,7 @@ mod case;
 mod client;
 mod deviation;
 mod document;
+mod recipes;
 mod run;
 mod runs;
 mod scenes;

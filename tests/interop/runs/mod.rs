@@ -25,7 +25,9 @@ use tokio::sync::Semaphore;
 pub use cases::Case;
 use cases::{Route, Scene};
 pub use clients::{CLIENTS, Client};
-use driver::Driver;
+pub use driver::{Driver, Job};
+pub use gate::Gate;
+pub use protocol::{HALF, PARTS, TEXT};
 use site::Transport;
 
 use crate::client::Origin;

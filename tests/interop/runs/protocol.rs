@@ -42,7 +42,7 @@ impl Protocol {
             Self::AgUi => ag_ui(id),
             Self::LangGraph => langgraph(),
             Self::Responses => responses(id),
-            Self::ChatCompletions => chat_completions(),
+            Self::ChatCompletions => chat_completions(id),
             Self::Plain => plain(),
         }
     }
@@ -166,10 +166,10 @@ fn responses(id: &str) -> Answer {
     }
 }
 
-fn chat_completions() -> Answer {
+fn chat_completions(id: &str) -> Answer {
     let chunk = |delta: Value, reason: Option<&str>| {
         data(&json!({
-            "id": "c", "object": "chat.completion.chunk", "created": 0, "model": "m",
+            "id": id, "object": "chat.completion.chunk", "created": 0, "model": "m",
             "choices": [{"index": 0, "delta": delta, "finish_reason": reason}],
         }))
     };

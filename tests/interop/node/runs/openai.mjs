@@ -1,16 +1,19 @@
 // `openai`: Responses and Chat Completions.
 
 import OpenAI from "openai";
-import { error, finished, none, run } from "./jobs.mjs";
+import { error, finished, none, post, run } from "./jobs.mjs";
 
 const at = url => new OpenAI({ apiKey: "none", baseURL: `${url}/v1` });
 
-/** Reads one stream. `seen` keeps the response and the number of the last event. */
+/**
+ * Reads one stream. `seen` keeps the response and the number of the last event. `page.id` is the id
+ * of the response, for a stop and a reload.
+ */
 async function read(events, page, seen) {
     for await (const event of events) {
         seen.number = event.sequence_number;
         switch (event.type) {
-            case "response.created": seen.id = event.response.id; break;
+            case "response.created": page.id = seen.id = event.response.id; break;
             case "response.output_text.delta": page.add(event.delta); break;
             case "response.completed": return finished();
             case "response.incomplete": return finished("incomplete");
@@ -24,11 +27,10 @@ const responses = {
     async ask(job, page) {
         return read(at(job.base).responses.stream({ model: "m", input: job.id }), page, {});
     },
-    // The id is that of the first page.
-    async reload(job, page) {
-        return read(await at(job.base).responses.retrieve(`resp_${job.id}`, { stream: true }), page, {});
+    async reload(job, page, first) {
+        return read(await at(job.base).responses.retrieve(first.id, { stream: true }), page, {});
     },
-    stop: job => at(job.direct).responses.cancel(`resp_${job.id}`),
+    stop: (job, page) => at(job.direct).responses.cancel(page.id),
 };
 
 run({
@@ -54,7 +56,8 @@ run({
                 model: "m", stream: true, messages: [{ role: "user", content: job.id }],
             });
             let reason;
-            for await (const { choices: [choice] } of events) {
+            for await (const { id, choices: [choice] } of events) {
+                page.id = id;
                 page.add(choice.delta.content ?? "");
                 reason ??= choice.finish_reason ?? undefined;
             }
@@ -62,6 +65,6 @@ run({
         },
         // The interface has no route to read an answer again.
         reload: async () => none(),
-        stop: async job => { await fetch(`${job.direct}/v1/chat/completions/stop?runId=${job.id}`, { method: "POST" }); },
+        stop: (job, page) => post(`${job.direct}/v1/chat/completions/stop?runId=${page.id}`),
     },
 });
