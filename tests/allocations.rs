@@ -136,7 +136,7 @@ fn an_active_run_with_a_reader_is_hardly_larger_than_a_topic_with_a_subscriber()
         let mut endpoint = endpoint(&hub);
         let mut sleepers = Vec::with_capacity(MANY);
         left(|| {
-            sleepers.extend((0..MANY).map(|n| sleeper(&mut endpoint, request(&format!("topic=answers/{n:04}"), None))))
+            sleepers.extend((0..MANY).map(|n| sleeper(&mut endpoint, request(&format!("topic=answers/{n:04}"), None))));
         })
     };
     let hub = Hub::builder().build().unwrap();

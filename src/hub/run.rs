@@ -1,8 +1,10 @@
 //! The handle of a run, and the beginning of a run.
 
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::time::Duration;
+
+use futures::future::select;
 
 use super::Hub;
 use super::run_reader::RunReader;
@@ -174,22 +176,23 @@ impl Run {
     /// ```
     pub async fn reader_within(&self, time: Duration) -> Result<RunReader, RunError> {
         let name = self.name.clone()?;
-        let search = async {
-            loop {
-                // Register before the search, so that no beginning in between is missed.
-                let mut begun = self.hub.inner.runs.wait_for(&name);
-                if let Some(run) = self.find().await? {
-                    return Ok(RunReader { found: Some(run) });
-                }
-                // The announcement of another instance may be lost, so look again from time to
-                // time.
-                let _ = tokio::time::timeout(LOOK_AGAIN, begun.changed()).await;
-            }
-        };
         if !can_wait() {
             return self.reader().await;
         }
-        tokio::time::timeout(time, search).await.unwrap_or(Ok(RunReader { found: None }))
+        let mut over = pin!(tokio::time::sleep(time));
+        loop {
+            // Register before the search, so that no beginning in between is missed.
+            let mut begun = self.hub.inner.runs.wait_for(&name);
+            // The time limits the wait for a run and not the search, because the caller would take a
+            // late answer for the answer that there is no run.
+            let reader = self.reader().await?;
+            if reader.is_found() || over.is_elapsed() {
+                return Ok(reader);
+            }
+            // The announcement of another instance may be lost, so look again from time to time.
+            let changed = pin!(begun.changed());
+            let _ = tokio::time::timeout(LOOK_AGAIN, select(over.as_mut(), changed)).await;
+        }
     }
 
     async fn find(&self) -> Result<Option<Arc<RunContent>>, RunError> {

@@ -9,6 +9,7 @@ use std::collections::binary_heap::BinaryHeap;
 use std::collections::btree_set::BTreeSet;
 use std::collections::hash_map::HashMap;
 use std::collections::vec_deque::VecDeque;
+use std::num::NonZeroU64;
 use std::sync::Arc;
 
 use smallvec::SmallVec;
@@ -566,7 +567,10 @@ impl Sequencer {
             // No mark is needed: a new channel starts at this or a higher `trimmed_through`, so its
             // readers report every gap of this channel.
             self.remove(channel);
-        } else if is_empty && self.retained.change(&channel.store, |store| store.idle_since.replace(now)).is_none() {
+            return;
+        }
+        let since = NonZeroU64::new(now).unwrap_or(NonZeroU64::MIN);
+        if is_empty && self.retained.change(&channel.store, |store| store.idle_since.replace(since)).is_none() {
             self.idle.push_back((now, channel.number, channel.unique));
         }
     }
@@ -577,7 +581,8 @@ impl Sequencer {
     fn forget_oldest_idle(&mut self, now: Option<Millis>) {
         let Some((_, number, unique)) = self.idle.pop_front() else { return };
         let Some(channel) = self.find(number, unique) else { return };
-        let is_too_young = |since: &Millis| now.is_some_and(|now| since.saturating_add(self.budgets.grace) > now);
+        let is_too_young =
+            |since: &NonZeroU64| now.is_some_and(|now| since.get().saturating_add(self.budgets.grace) > now);
         let (is_unused, idle_since, trimmed_through) = self.retained.change(&channel.store, |store| {
             let is_unused = store.is_empty() && channel.listening() == 0;
             // The channel may have been used and become idle again: then `since` is the later time.
@@ -585,7 +590,7 @@ impl Sequencer {
             (is_unused, store.idle_since, store.trimmed_through())
         });
         if let Some(since) = idle_since {
-            self.idle.push_back((since, number, unique));
+            self.idle.push_back((since.get(), number, unique));
         } else if is_unused {
             self.trimmed_through = self.trimmed_through.max(self.marks.leave(&channel.address, trimmed_through));
             self.remove(&channel);

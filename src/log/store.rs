@@ -8,6 +8,7 @@
 use std::collections::btree_map::BTreeMap;
 use std::collections::hash_map::HashMap;
 use std::collections::vec_deque::VecDeque;
+use std::num::NonZeroU64;
 use std::sync::Arc;
 
 use smallvec::SmallVec;
@@ -66,8 +67,9 @@ pub(super) struct Store {
     /// Whether the sequencer's heaps have an entry for the ring, and for the current values.
     pub(super) queued: PerPart<bool>,
     /// The time since which the channel is empty and has no listeners. `Some` while the sequencer's
-    /// queue of idle channels has an entry for the channel.
-    pub(super) idle_since: Option<Millis>,
+    /// queue of idle channels has an entry for the channel. `NonZero`, so that an idle topic takes
+    /// eight bytes less.
+    pub(super) idle_since: Option<NonZeroU64>,
 }
 
 #[derive(Debug, Default)]

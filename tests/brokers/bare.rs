@@ -61,7 +61,7 @@ async fn read(body: &mut EventBody) -> Option<String> {
 fn parse(text: &str) -> (Vec<u64>, String) {
     assert!(!text.contains("hub."), "{text}");
     let values = |field: &'static str| text.lines().filter_map(move |line| line.strip_prefix(field));
-    (values("data: ").map(|n| n.parse().unwrap()).collect(), values("id: ").last().unwrap_or_default().to_owned())
+    (values("data: ").map(|n| n.parse().unwrap()).collect(), values("id: ").next_back().unwrap_or_default().to_owned())
 }
 
 fn number(id: &str) -> u64 {

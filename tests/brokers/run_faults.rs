@@ -295,6 +295,8 @@ struct Fleet {
     begun: Instant,
     /// The faults so far, for the message of a failure.
     faults: Mutex<Vec<String>>,
+    /// What each reader waits for, for the message of a failure.
+    waits: Mutex<BTreeMap<usize, String>>,
     resumes: AtomicUsize,
     honest: AtomicUsize,
 }
@@ -394,6 +396,7 @@ async fn read_runs(fleet: Arc<Fleet>, reader: usize, mut random: Rng) {
             continue;
         }
         read_run(&fleet, reader, &name, &mut random).await;
+        fleet.waits.lock().unwrap().remove(&reader);
         done = name;
     }
 }
@@ -403,7 +406,7 @@ async fn read_run(fleet: &Fleet, reader: usize, name: &str, random: &mut Rng) {
     let begun = Instant::now();
     let (mut received, mut cursor) = (Vec::new(), String::new());
     // As a browser's `EventSource`, or as another client.
-    let accept = if reader % 2 == 0 { "text/event-stream" } else { "*/*" };
+    let accept = if reader.is_multiple_of(2) { "text/event-stream" } else { "*/*" };
     loop {
         let is_late = begun.elapsed() > LOAD + REST;
         assert!(!is_late, "{name} has no end: {received:?}, {:?}", fleet.ledger.with(name, |run| run.clone()));
@@ -416,7 +419,11 @@ async fn read_run(fleet: &Fleet, reader: usize, name: &str, random: &mut Rng) {
             headers.push(("last-event-id", &cursor));
             fleet.resumes.fetch_add(1, Ordering::Relaxed);
         }
-        let Some(answer) = send(addr, "GET", &format!("/runs/{name}"), &headers).await else {
+        let answer = send(addr, "GET", &format!("/runs/{name}"), &headers).await;
+        let status = answer.as_ref().map(|answer| answer.status().as_u16());
+        let wait = format!("{name}: {status:?} for {cursor:?} after {} events", received.len());
+        fleet.waits.lock().unwrap().insert(reader, wait);
+        let Some(answer) = answer else {
             sleep(Duration::from_millis(20)).await;
             continue;
         };
@@ -429,7 +436,8 @@ async fn read_run(fleet: &Fleet, reader: usize, name: &str, random: &mut Rng) {
             // The run has not begun. Perhaps it never will.
             204 if cursor.is_empty() => {
                 let may_not_begin = fleet.ledger.with(name, |run| run.may_be_aborted && run.acknowledged == 0);
-                if may_not_begin && fleet.names[reader % WRITERS].lock().unwrap().as_str() != name {
+                let is_newest = fleet.names[reader % WRITERS].lock().unwrap().as_str() == name;
+                if may_not_begin && (fleet.is_over() || !is_newest) {
                     return;
                 }
                 sleep(Duration::from_millis(20)).await;
@@ -516,6 +524,7 @@ async fn load<B: BrokerServer + Kind>(broker: &mut B, seed: u64) {
         over: AtomicBool::new(false),
         begun: Instant::now(),
         faults: Mutex::default(),
+        waits: Mutex::default(),
         resumes: AtomicUsize::new(0),
         honest: AtomicUsize::new(0),
     });
@@ -533,7 +542,10 @@ async fn load<B: BrokerServer + Kind>(broker: &mut B, seed: u64) {
             task.unwrap();
         }
     });
-    ended.await.expect("a run has no end");
+    if ended.await.is_err() {
+        let (waits, faults) = (fleet.waits.lock().unwrap(), fleet.faults.lock().unwrap());
+        panic!("runs have no end: {waits:#?}; {faults:#?}; {:#?}", ledger.runs.lock().unwrap());
+    }
     let wrong = ledger.wrong.lock().unwrap().clone();
     assert!(wrong.is_empty(), "{wrong:?}");
     // A living writer whose run others have ended is told so.
@@ -570,5 +582,5 @@ async fn every_reader_receives_each_event_once_and_the_right_end<B: BrokerServer
 
 for_each_broker!(
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-    every_reader_receives_each_event_once_and_the_right_end(durable): redis
+    every_reader_receives_each_event_once_and_the_right_end(durable): redis, nats
 );

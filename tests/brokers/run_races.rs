@@ -290,6 +290,30 @@ async fn a_reader_may_find_a_run_before_its_writer_has_begun() {
     }
 }
 
+/// Another instance delivers an event before the answer of the broker reaches the writer. The
+/// client then resumes on the instance of the writer.
+#[tokio::test(start_paused = true)]
+async fn a_client_that_is_ahead_of_the_writer_waits_for_the_writer() {
+    let (log, one, _, two) = two().await;
+    let writer = begin(&one).await;
+    log.faults.append([Fault::HeldAnswer]);
+    let publishing = tokio::spawn(async move {
+        writer.publish(event("0")).await.unwrap();
+        writer
+    });
+    until(|| log.faults.held() == 1).await;
+    let (data, cursor) = next(&mut open(&two, &two.run(NAME)).await).await;
+    assert_eq!(data, "0");
+    let reader = soon(one.run(NAME).reader()).await.unwrap();
+    assert_eq!(status(&one, reader.clone(), cursor), 200);
+    let stream = one.subscribe(Subscription::run(reader), cursor).unwrap();
+    log.faults.release();
+    let writer = soon(publishing).await.unwrap();
+    writer.publish(event("1")).await.unwrap();
+    writer.finish().await.unwrap();
+    assert_eq!(read(stream).await, (vec!["1".to_owned()], EndReason::Finished));
+}
+
 /// The answer to a read has the earlier run, and arrives after the instance has begun a new run.
 #[tokio::test(start_paused = true)]
 async fn a_late_answer_to_a_read_does_not_replace_the_run_of_a_writer() {
@@ -551,6 +575,32 @@ async fn a_reader_waits_for_a_run_whose_announcement_is_lost() {
     assert!(soon(waiting).await.unwrap().is_found());
     assert!(begun.elapsed() < Duration::from_secs(2), "{:?}", begun.elapsed());
     writer.finish().await.unwrap();
+}
+
+/// A late answer must not look like the answer that there is no run: a client would take that for
+/// the end.
+#[tokio::test(start_paused = true)]
+async fn a_reader_that_waits_for_a_run_waits_for_the_answer_of_the_broker() {
+    let (_, one, second, two) = two().await;
+    let writer = begin(&one).await;
+    let run = two.run(NAME);
+    second.faults.read([Fault::HeldAnswer]);
+    let waiting = tokio::spawn({
+        let run = run.clone();
+        async move { run.reader_within(Duration::from_millis(50)).await.unwrap() }
+    });
+    sleep(PUBLISH_TIMEOUT / 2).await;
+    second.faults.release();
+    assert!(soon(waiting).await.unwrap().is_found());
+    second.faults.set_silent(true);
+    let error = soon(run.reader_within(Duration::from_millis(50))).await.unwrap_err();
+    assert!(error.is_unavailable(), "{error}");
+    second.faults.set_away(false);
+    writer.finish().await.unwrap();
+    let begun = Instant::now();
+    assert!(!soon(two.run("another").reader_within(Duration::from_millis(50))).await.unwrap().is_found());
+    assert!(begun.elapsed() < Duration::from_millis(200), "{:?}", begun.elapsed());
+    assert!(!soon(two.run("another").reader_within(Duration::ZERO)).await.unwrap().is_found());
 }
 
 /// The instance of the reader has not read the rest of the earlier run when the next one begins.

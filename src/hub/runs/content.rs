@@ -81,6 +81,8 @@ pub(in crate::hub) struct RunPart {
     pub(in crate::hub) over: Option<Over>,
     /// Whether the rest of the run can no longer be read.
     pub(in crate::hub) lost: bool,
+    /// Whether the run has fewer events than the reader.
+    pub(in crate::hub) is_ahead: bool,
 }
 
 /// The progress of a run.
@@ -194,7 +196,7 @@ impl RunContent {
     pub(in crate::hub) fn read(&self, after: u64) -> RunPart {
         let state = self.state.lock();
         let start = usize::try_from(after).unwrap_or(usize::MAX).min(state.frames.len());
-        let mut part = RunPart::default();
+        let mut part = RunPart { is_ahead: after > state.frames.len() as u64, ..RunPart::default() };
         let mut bytes = 0;
         for frame in state.frames[start..].iter().take(MAX_EVENTS) {
             bytes += frame.len();

@@ -31,10 +31,14 @@ pub(in crate::hub) fn place(source: &RunSource, cursor: Cursor, from_event_sourc
         return Err(if cursor == Cursor::Absent { Refusal::NO_RUN } else { Refusal::UNRESUMABLE });
     };
     let progress = run.progress();
+    // The client is ahead if another instance has read an event before the instance of the writer
+    // has received the answer of the broker. The stream then waits for the event.
+    let may_be_ahead = progress.end.is_none() && !progress.lost;
+    let most = if may_be_ahead { u64::MAX } else { progress.events };
     match cursor {
         Cursor::Absent if progress.end.is_some() && source.only_while_active => Err(Refusal::NO_RUN),
-        Cursor::Absent => Ok(RunCursor { run, read: source.skipped.min(progress.events), resumes: false }),
-        Cursor::At(position) if position.epoch() == run.id && position.sequence() <= progress.events => {
+        Cursor::Absent => Ok(RunCursor { run, read: source.skipped.min(most), resumes: false }),
+        Cursor::At(position) if position.epoch() == run.id && position.sequence() <= most => {
             if from_event_source && progress.end.is_some() && position.sequence() == progress.events {
                 return Err(Refusal::NO_RUN);
             }

@@ -48,7 +48,7 @@ enum Step {
         end: Option<RunEnd>,
     },
     Read(usize),
-    /// A reader leaves, and the next one resumes anywhere.
+    /// A reader leaves, and the next one resumes anywhere, perhaps a few events ahead.
     Resume(usize, u64),
     Lose,
     Stop,
@@ -84,6 +84,8 @@ struct Model {
 /// Checks one step of a reader at `cursor`. Returns the cursor after the step.
 fn read(run: &RunContent, model: &Model, cursor: u64) -> u64 {
     let part = run.read(cursor);
+    let is_ahead = cursor > model.events.len() as u64;
+    assert_eq!(part.is_ahead, is_ahead);
     let from = usize::try_from(cursor).unwrap().min(model.events.len());
     let rest = &model.events[from..];
     let count = part.frames.len();
@@ -103,7 +105,7 @@ fn read(run: &RunContent, model: &Model, cursor: u64) -> u64 {
     let is_last = count == rest.len();
     assert_eq!(part.over, model.over.clone().filter(|_| is_last));
     assert_eq!(part.lost, model.lost && is_last);
-    (from + count) as u64
+    cursor + count as u64
 }
 
 fn check(run: &RunContent, model: &Model, readers: &[Arc<Counted>]) {
@@ -154,7 +156,7 @@ proptest! {
                 }
                 Step::Read(reader) => cursors[reader] = read(&run, &model, cursors[reader]),
                 Step::Resume(reader, at) => {
-                    cursors[reader] = at % (model.events.len() as u64 + 1);
+                    cursors[reader] = at % (model.events.len() as u64 + 3);
                     run.unlisten(readers[reader].id);
                     run.listen(Arc::clone(&readers[reader]) as _);
                 }

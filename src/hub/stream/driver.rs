@@ -529,7 +529,12 @@ impl StreamDriver {
     /// Reads the run, and returns the step that follows from it.
     fn read_run(&mut self, read_at: &mut Option<Millis>) -> Result<Step, ReadOutcome> {
         let Some(cursor) = &mut self.run else { return Err(ReadOutcome::Complete) };
-        let part = cursor.run.read(cursor.read);
+        let mut part = cursor.run.read(cursor.read);
+        if part.is_ahead && cursor.resumes && part.over.take().is_some() {
+            // The run has ended without events that the client has: the broker was restored from a
+            // backup.
+            part.lost = true;
+        }
         let count = part.frames.len();
         cursor.read += count as u64;
         let (position, will) = (cursor.run.position(cursor.read), cursor.run.will.is_some());

@@ -249,7 +249,7 @@ impl Scene<'_> {
         let at_once = if self.client.is_slow { AT_ONCE_SLOW } else { AT_ONCE };
         let batch = 4 * AT_ONCE;
         // Until the break is behind the end of the response.
-        while !outcomes.last().is_some_and(|(_, outcome)| outcome == "not torn") {
+        while outcomes.last().is_none_or(|(_, outcome)| outcome != "not torn") {
             let tears = (first..first + batch).map(|tear| tear * self.client.step);
             let some: Vec<_> =
                 futures::stream::iter(tears).map(|tear| self.torn(&world, tear)).buffered(at_once).collect().await;

@@ -13,7 +13,7 @@ pub const HALF: &str = "Good morn";
 pub enum Protocol {
     /// The stream of `ai`.
     Ai,
-    /// AG-UI, also for TanStack AI.
+    /// AG-UI, also for `TanStack` AI.
     AgUi,
     LangGraph,
     Responses,
