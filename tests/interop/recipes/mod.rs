@@ -3,6 +3,12 @@
 //! The document has the files of this folder as they are, and the `fetch` that resumes. If a file
 //! changes, `UPDATE_DOCS=1 cargo test --test interop recipes` writes it into the document.
 
+#![allow(
+    clippy::needless_pass_by_value,
+    clippy::doc_markdown,
+    reason = "a recipe is short, and has the names that its reader knows"
+)]
+
 mod ag_ui;
 mod ai;
 mod chat_completions;
@@ -130,7 +136,7 @@ impl Recipe {
         let mut broken = job("ask", "broken");
         assert!(broken.shows_half(1).await, "{file}: {:?}", broken.end().await);
         let before = gate.connections();
-        gate.break_all();
+        gate.break_all().await;
         HELD.send_replace(false);
         let report = end(&mut broken).await;
         // A client that cannot resume must not take half an answer for a whole one.
