@@ -3,6 +3,12 @@
 //! The document has the files of this folder as they are, and the `fetch` that resumes. If a file
 //! changes, `UPDATE_DOCS=1 cargo test --test interop recipes` writes it into the document.
 
+#![allow(
+    clippy::needless_pass_by_value,
+    clippy::doc_markdown,
+    reason = "a recipe is short, and has the names that its reader knows"
+)]
+
 mod ag_ui;
 mod ai;
 mod chat_completions;

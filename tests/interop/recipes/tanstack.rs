@@ -83,7 +83,7 @@ async fn answer(
 /// With `threadId`, the messages of a thread and its active run, for a page that loads. With `runId`,
 /// the stream of a run.
 async fn read(State(app): State<App>, request: StreamRequest) -> Result<Response> {
-    let thread = request.query_values("threadId").next().map(|thread| thread.into_owned());
+    let thread = request.query_values("threadId").next().map(std::borrow::Cow::into_owned);
     if let Some(thread) = thread {
         let mut active = Value::Null;
         if let Some((id, run)) = app.newest(&thread)
