@@ -448,10 +448,12 @@ async fn read_run(fleet: &Fleet, reader: usize, name: &str, random: &mut Rng) {
                 fleet.honest.fetch_add(1, Ordering::Relaxed);
                 return fleet.ledger.settle(name, &received, None);
             }
-            // A run that may not have begun is not kept, and the client has its end.
-            404 if received == ["will"] && fleet.ledger.with(name, |run| run.may_be_aborted) => {
+            // A run whose beginning was not acknowledged is not kept for long.
+            404 if fleet.ledger.with(name, |run| run.may_be_aborted && run.acknowledged == 0)
+                && received.iter().all(|event| event == "will") =>
+            {
                 fleet.honest.fetch_add(1, Ordering::Relaxed);
-                return fleet.ledger.settle(name, &received, None);
+                return;
             }
             status => panic!(
                 "{name}: status {status} for {cursor:?} after {received:?} at {:?}; {:?}",
