@@ -11,7 +11,7 @@ use axum::routing::{delete, get, post};
 use axum::{Form, Json, Router};
 use serde::Deserialize;
 use serde_json::{Value, json};
-use tower_sse::{EventStream, Hub, PublishError, Refusal, RefusalReason, StreamRequest, Subscription};
+use tower_sse::{EventStream, Hub, PublishError, StreamRequest, Subscription};
 
 use crate::App;
 use crate::error::Error;
@@ -156,16 +156,9 @@ async fn report_events(
     session: Session,
     Path(id): Path<String>,
 ) -> Result<EventStream, Problem> {
-    match app.reports.reader(session.user, &id).await {
-        Ok(reader) => {
-            let progress = Subscription::run(reader).with_user(session.user.id).expires_at(session.expires);
-            Ok(app.hub.respond(request, progress))
-        }
-        // The `EventSource` of the page would give up after an error. After this refusal it
-        // retries.
-        Err(error) if error.is_unavailable() => Ok(app.hub.refuse(Refusal::retry_later(RefusalReason::Busy))),
-        Err(error) => Err(Error::from(error).into()),
-    }
+    let reader = app.reports.reader(session.user, &id).await.map_err(Error::from)?;
+    let progress = Subscription::run(reader).with_user(session.user.id).expires_at(session.expires);
+    Ok(app.hub.respond(request, progress))
 }
 
 async fn mark_notifications_read(State(app): State<App>, session: Session) -> Result<StatusCode, Problem> {

@@ -12,6 +12,7 @@ use super::run_writer::RunWriter;
 use crate::hub::peers::message::InstanceId;
 use crate::hub::runs::content::{Entry, RunContent};
 use crate::hub::runs::entry;
+use crate::hub::runs::found::Found;
 use crate::hub::tasks::back_off::can_wait;
 use crate::macros::opaque_debug;
 use crate::types::{Epoch, Event, InvalidName, PublishError, RunError, RunState, Topic};
@@ -138,14 +139,24 @@ impl Run {
     }
 
     /// Looks the newest run of this name up, for [`Subscription::run`](crate::Subscription::run).
-    /// If there is none, the reader has no run, and a request for it receives `204`, or `404` with
-    /// a cursor.
+    /// If there is none, a request for it receives `204`, or `404` with a cursor. If the broker does
+    /// not answer, a request receives a retryable refusal, because an `EventSource` would give up
+    /// after an error.
     ///
     /// # Errors
     ///
-    /// Returns an error if the name is invalid or the broker is unavailable.
+    /// Returns an error if the name is invalid.
     pub async fn reader(&self) -> Result<RunReader, RunError> {
-        Ok(RunReader { found: self.find().await? })
+        let found = match self.find().await {
+            Ok(Some(run)) => Found::Run(run),
+            Ok(None) => Found::Nothing,
+            Err(error) if error.is_unavailable() => {
+                tracing::debug!(%error, "a run cannot be looked up");
+                Found::Unavailable
+            }
+            Err(error) => return Err(error),
+        };
+        Ok(RunReader { found })
     }
 
     /// Looks the newest run of this name up like [`reader`](Self::reader). If there is none, waits
@@ -154,7 +165,7 @@ impl Run {
     ///
     /// # Errors
     ///
-    /// Returns an error if the name is invalid or the broker is unavailable.
+    /// Returns an error if the name is invalid.
     ///
     /// ```
     /// # #[cfg(feature = "axum")] fn main() {
@@ -186,7 +197,7 @@ impl Run {
             // The time limits the wait for a run and not the search, because the caller would take a
             // late answer for the answer that there is no run.
             let reader = self.reader().await?;
-            if reader.is_found() || over.is_elapsed() {
+            if !reader.is_missing() || over.is_elapsed() {
                 return Ok(reader);
             }
             // The announcement of another instance may be lost, so look again from time to time.

@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 
-use crate::hub::runs::content::RunContent;
 use crate::hub::runs::found::Found;
 use crate::macros::opaque_debug;
 use crate::types::{RunSource, Subscription};
@@ -14,14 +13,15 @@ use crate::types::{RunSource, Subscription};
 /// reader still reads the earlier run.
 #[derive(Clone)]
 pub struct RunReader {
-    pub(super) found: Option<Arc<RunContent>>,
+    pub(super) found: Found,
 }
 
 impl RunReader {
-    /// Returns whether a run was found, active or ended.
+    /// Returns whether there is no run of this name. Returns false if a run was found, active or
+    /// ended, and if the broker did not answer.
     #[must_use]
-    pub fn is_found(&self) -> bool {
-        self.found.is_some()
+    pub fn is_missing(&self) -> bool {
+        matches!(self.found, Found::Nothing)
     }
 }
 
@@ -44,6 +44,7 @@ impl Subscription {
     /// | of this run | active, or ended and kept | `200`: the events after the cursor, and the end |
     /// | the last event | ended | `204` for a `GET` with `Accept: text/event-stream`, which stops an `EventSource`; otherwise `200` and the end |
     /// | of another or a forgotten run | any | `404` |
+    /// | any | the broker did not answer | a [retryable refusal](crate::Refusal::retry_later) |
     ///
     /// ```
     /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -59,7 +60,7 @@ impl Subscription {
     #[must_use]
     pub fn run(reader: RunReader) -> Self {
         let mut subscription = Self::anonymous();
-        let found = Arc::new(Found(reader.found));
+        let found = Arc::new(reader.found);
         subscription.run = Some(Box::new(RunSource { found, skipped: 0, only_while_active: false }));
         subscription
     }
@@ -86,4 +87,4 @@ impl Subscription {
     }
 }
 
-opaque_debug!(|reader: RunReader| { is_found: reader.is_found() });
+opaque_debug!(|reader: RunReader| { is_missing: reader.is_missing() });

@@ -4,6 +4,7 @@
 use std::pin::pin;
 use std::time::Duration;
 
+use http_body_util::BodyExt;
 use tokio::time::{Instant, sleep};
 use tower_sse::{
     EndReason, Event, Hub, Position, Run, RunEnd, RunState, RunWriter, StreamRequest, Subscriber, SubscriberItem,
@@ -100,6 +101,12 @@ fn status(hub: &Hub, reader: tower_sse::RunReader, cursor: Position) -> u16 {
     let request = http::Request::get("/").header("last-event-id", cursor.to_string()).body(()).unwrap();
     let response = hub.respond(StreamRequest::from_request(&request), Subscription::run(reader));
     response.into_response().status().as_u16()
+}
+
+/// The request of a browser's `EventSource`.
+fn event_source() -> StreamRequest {
+    let request = http::Request::get("/").header("accept", "text/event-stream").body(()).unwrap();
+    StreamRequest::from_request(&request)
 }
 
 #[tokio::test(start_paused = true)]
@@ -572,7 +579,7 @@ async fn a_reader_waits_for_a_run_whose_announcement_is_lost() {
     sleep(SETTLED).await;
     let writer = begin(&one).await;
     let begun = Instant::now();
-    assert!(soon(waiting).await.unwrap().is_found());
+    assert!(!soon(waiting).await.unwrap().is_missing());
     assert!(begun.elapsed() < Duration::from_secs(2), "{:?}", begun.elapsed());
     writer.finish().await.unwrap();
 }
@@ -591,16 +598,22 @@ async fn a_reader_that_waits_for_a_run_waits_for_the_answer_of_the_broker() {
     });
     sleep(PUBLISH_TIMEOUT / 2).await;
     second.faults.release();
-    assert!(soon(waiting).await.unwrap().is_found());
+    assert!(!soon(waiting).await.unwrap().is_missing());
     second.faults.set_silent(true);
-    let error = soon(run.reader_within(Duration::from_millis(50))).await.unwrap_err();
-    assert!(error.is_unavailable(), "{error}");
+    let reader = soon(run.reader_within(Duration::from_millis(50))).await.unwrap();
+    assert!(!reader.is_missing());
+    // A browser asks again after this stream, and would give up after a `503`.
+    let response = two.respond(event_source(), Subscription::run(reader.clone())).into_response();
+    let refused = response.into_body().collect().await.unwrap().to_bytes();
+    assert!(refused.starts_with(b"event: hub.refused\nretry: "), "{refused:?}");
+    let response = two.respond(event_source(), Subscription::run(reader).bare()).into_response();
+    assert_eq!(response.status(), 200);
     second.faults.set_away(false);
     writer.finish().await.unwrap();
     let begun = Instant::now();
-    assert!(!soon(two.run("another").reader_within(Duration::from_millis(50))).await.unwrap().is_found());
+    assert!(soon(two.run("another").reader_within(Duration::from_millis(50))).await.unwrap().is_missing());
     assert!(begun.elapsed() < Duration::from_millis(200), "{:?}", begun.elapsed());
-    assert!(!soon(two.run("another").reader_within(Duration::ZERO)).await.unwrap().is_found());
+    assert!(soon(two.run("another").reader_within(Duration::ZERO)).await.unwrap().is_missing());
 }
 
 /// The instance of the reader has not read the rest of the earlier run when the next one begins.

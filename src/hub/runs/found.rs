@@ -3,10 +3,17 @@
 use std::sync::Arc;
 
 use super::content::RunContent;
-use crate::types::{Cursor, Refusal, RunSource};
+use crate::types::{Cursor, Refusal, RefusalReason, RunSource};
 
-/// What [`RunSource::found`] contains: the run that was looked up, or `None`.
-pub(in crate::hub) struct Found(pub(in crate::hub) Option<Arc<RunContent>>);
+/// What the search for a run has found. [`RunSource::found`] contains it.
+#[derive(Clone)]
+pub(in crate::hub) enum Found {
+    Run(Arc<RunContent>),
+    /// There is no run of this name.
+    Nothing,
+    /// The broker did not answer.
+    Unavailable,
+}
 
 /// The place of a stream in a run.
 #[derive(Debug)]
@@ -26,9 +33,11 @@ pub(crate) struct RunCursor {
 /// Returns a refusal if the request gets no stream: see
 /// [`Subscription::run`](crate::Subscription::run).
 pub(in crate::hub) fn place(source: &RunSource, cursor: Cursor, from_event_source: bool) -> Result<RunCursor, Refusal> {
-    let found = source.found.downcast_ref::<Found>().and_then(|found| found.0.clone());
-    let Some(run) = found else {
-        return Err(if cursor == Cursor::Absent { Refusal::NO_RUN } else { Refusal::UNRESUMABLE });
+    let run = match source.found.downcast_ref::<Found>() {
+        Some(Found::Run(run)) => Arc::clone(run),
+        Some(Found::Unavailable) => return Err(Refusal::retry_later(RefusalReason::Starting)),
+        Some(Found::Nothing) | None if cursor == Cursor::Absent => return Err(Refusal::NO_RUN),
+        Some(Found::Nothing) | None => return Err(Refusal::UNRESUMABLE),
     };
     let progress = run.progress();
     // The client is ahead if another instance has read an event before the instance of the writer

@@ -61,7 +61,7 @@ async fn answer(
 /// For a reload, and for the rest after a break.
 async fn read(State((hub, _)): App, Query(named): Query<Named>, request: StreamRequest) -> Result<EventStream> {
     let reader = hub.run(format!("agent/{}", named.run_id)).reader().await?;
-    if !reader.is_found() {
+    if reader.is_missing() {
         return Err(StatusCode::NOT_FOUND.into()); // the agent would take `204` for a success
     }
     Ok(hub.respond(request, Subscription::run(reader).bare()))

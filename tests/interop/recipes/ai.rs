@@ -53,7 +53,7 @@ async fn resume(State((hub, _)): App, Path(id): Path<String>, request: StreamReq
     let reader = hub.run(format!("chats/{id}")).reader().await?;
     // A page whose stream broke needs the rest also after the end, and would take `204` for a success.
     if request.query_values("ended").next().is_some() {
-        if !reader.is_found() {
+        if reader.is_missing() {
             return Err(StatusCode::NOT_FOUND.into());
         }
         return Ok(hub.respond(request, Subscription::run(reader).bare()));

@@ -64,7 +64,7 @@ async fn read(
     request: StreamRequest,
 ) -> Result<Response> {
     let reader = hub.run(format!("threads/{thread}")).reader().await?;
-    if !reader.is_found() {
+    if reader.is_missing() {
         return Err(StatusCode::NOT_FOUND.into()); // the client throws at `204`
     }
     Ok(stream(&hub, &thread, request, reader))

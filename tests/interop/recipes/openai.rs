@@ -66,7 +66,7 @@ async fn answer(
 /// The rest of a response: the caller has the events up to `starting_after`.
 async fn read(State((hub, _)): App, Path(id): Path<String>, request: StreamRequest) -> Result<EventStream> {
     let reader = hub.run(id).reader().await?;
-    if !reader.is_found() {
+    if reader.is_missing() {
         return Err(StatusCode::NOT_FOUND.into());
     }
     let after = request.query_values("starting_after").next().and_then(|number| number.parse().ok());

@@ -95,7 +95,7 @@ async fn read(State(app): State<App>, request: StreamRequest) -> Result<Response
     }
     let id = request.query_values("runId").next().unwrap_or_default().into_owned();
     let reader = app.hub.run(format!("tanstack/{id}")).reader().await?;
-    if !reader.is_found() {
+    if reader.is_missing() {
         return Err(StatusCode::NOT_FOUND.into());
     }
     Ok(IntoResponse::into_response(app.stream(request, reader)))
