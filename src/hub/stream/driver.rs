@@ -52,7 +52,8 @@ pub(crate) struct StreamDriver {
     hub: Hub,
     handle: Arc<ConnectionHandle>,
     stage: Stage,
-    /// `None` once the stream has read up to the position at which it was accepted.
+    /// `None` once a stream of the log has read up to the position at which it was accepted. A
+    /// stream of a run keeps it.
     opening: Option<Box<Opening>>,
     progress: Progress,
     /// The way in which the stream ends. Clients of a bare stream take a proper end for a complete
@@ -72,13 +73,11 @@ pub(crate) struct StreamDriver {
     /// The value of [`SharedLog::epochs`] at the last read, or zero without a shared log. A wider
     /// number would add eight bytes to every idle connection.
     epochs: u16,
-    /// The run that the stream reads in place of the log, or `None`.
-    run: Option<Box<RunCursor>>,
 }
 
 impl Drop for StreamDriver {
     fn drop(&mut self) {
-        if let Some(cursor) = &self.run {
+        if let Some(cursor) = self.run_cursor() {
             cursor.run.unlisten(self.handle.id());
         }
         let timed_out = self.handle.transport().is_some_and(|transport| transport.has_timed_out());
@@ -131,8 +130,9 @@ impl Default for Limits {
     }
 }
 
-/// The state that a stream needs only until it has read up to the position at which it was
-/// accepted.
+/// The state that a stream of the log needs only until it has read up to the position at which it
+/// was accepted, and the place of a stream of a run. In one box, so that an idle stream of the log is
+/// small.
 #[derive(Debug)]
 struct Opening {
     cursor: CursorState,
@@ -142,6 +142,8 @@ struct Opening {
     /// The value of `visible_through` when the stream was accepted. A stream that has read up to
     /// this number writes `hub.live`.
     accepted_at: u64,
+    /// The run that the stream reads in place of the log, or `None`.
+    run: Option<RunCursor>,
 }
 
 /// The next step of a stream, which the caller writes.
@@ -197,7 +199,7 @@ impl StreamDriver {
         };
         Self {
             stage: Stage::Opening,
-            opening: Some(Box::new(Opening { cursor, gap, accepted_at })),
+            opening: Some(Box::new(Opening { cursor, gap, accepted_at, run: None })),
             progress: Progress::Behind,
             end,
             bare,
@@ -208,7 +210,6 @@ impl StreamDriver {
             reported_stale: false,
             settled: false,
             epochs: hub.inner.shared_log.as_ref().map_or(0, SharedLog::epochs),
-            run: None,
             hub: hub.clone(),
             handle,
         }
@@ -217,13 +218,20 @@ impl StreamDriver {
     /// Makes the stream read a run in place of the log.
     pub(in crate::hub) fn of_run(mut self, cursor: RunCursor) -> Self {
         cursor.run.listen(Arc::clone(&self.handle) as _);
-        self.run = Some(Box::new(cursor));
+        if let Some(opening) = &mut self.opening {
+            opening.run = Some(cursor);
+        }
         self
     }
 
     /// Returns the position after the events of a run that the stream has read.
     pub(in crate::hub) fn run_position(&self) -> Option<Position> {
-        self.run.as_ref().map(|cursor| cursor.run.position(cursor.read))
+        self.run_cursor().map(|cursor| cursor.run.position(cursor.read))
+    }
+
+    /// Returns the place in the run that the stream reads in place of the log, or `None`.
+    fn run_cursor(&self) -> Option<&RunCursor> {
+        self.opening.as_ref()?.run.as_ref()
     }
 
     pub(crate) fn hub(&self) -> &Hub {
@@ -453,7 +461,7 @@ impl StreamDriver {
     ///
     /// Returns the outcome of the read if there is nothing to write.
     fn read_step(&mut self, batch: &mut Batch, read_at: &mut Option<Millis>) -> Result<Step, ReadOutcome> {
-        if self.run.is_some() {
+        if self.run_cursor().is_some() {
             return self.read_run(read_at);
         }
         if self.delays_new_epoch() {
@@ -519,7 +527,7 @@ impl StreamDriver {
     /// Returns whether the stream has read the records up to and including this number. A stream of
     /// a run reads all events of the run before it ends, so that the end of the run stays the end.
     fn has_read_up_to(&self, after: u64) -> bool {
-        match &self.run {
+        match self.run_cursor() {
             Some(_) => after == 0,
             // `after` of a drain is at least 1, also on an empty log.
             None => self.hub.log().cursor(&self.handle.subscriber) >= after.min(self.hub.log().last()),
@@ -528,7 +536,8 @@ impl StreamDriver {
 
     /// Reads the run, and returns the step that follows from it.
     fn read_run(&mut self, read_at: &mut Option<Millis>) -> Result<Step, ReadOutcome> {
-        let Some(cursor) = &mut self.run else { return Err(ReadOutcome::Complete) };
+        let run = self.opening.as_mut().and_then(|opening| opening.run.as_mut());
+        let Some(cursor) = run else { return Err(ReadOutcome::Complete) };
         let mut part = cursor.run.read(cursor.read);
         if part.is_ahead && cursor.resumes && part.over.take().is_some() {
             // The run has ended without events that the client has: the broker was restored from a
@@ -557,7 +566,6 @@ impl StreamDriver {
             return Ok(self.finish(Ending::now(EndReason::Lagged)));
         }
         if self.progress != Progress::CaughtUp {
-            self.opening = None;
             self.progress = Progress::CaughtUp;
             return Ok(Step::Live(position, None));
         }
