@@ -7,7 +7,8 @@
 //!
 //! Copy the address of the page into a second tab: both tabs show the same answer. With two
 //! instances, a question at one is answered at both. Kill the instance that writes an answer, and
-//! both pages report within five seconds that the answer was interrupted:
+//! the page at the other instance reports within about seven seconds that the answer was
+//! interrupted:
 //!
 //! ```sh
 //! cargo run --features redis --example chat -- --backplane redis://127.0.0.1:6379 127.0.0.1:3001

@@ -12,7 +12,7 @@ use crate::hub::config::limits::OverLimit;
 use crate::hub::config::origins::Origins;
 use crate::hub::tasks::background::{Background, Job};
 use crate::hub::upkeep::{recheck, sweep};
-use crate::log::Log;
+use crate::log::{Log, Policies};
 use crate::types::{BuildError, Epoch, Retention, StreamEnd, TopicFilter};
 
 /// Defines builder methods that set one field of the configuration.
@@ -275,8 +275,8 @@ impl HubBuilder {
         /// ([`RunError::is_over_limit`](crate::RunError::is_over_limit)). Readers never lose an
         /// event to this limit. Defaults to 8 MiB.
         ///
-        /// An instance has the events of each run that it writes or reads in memory. So the number
-        /// of runs times this limit is the most memory that runs take.
+        /// An instance has the events of each run that it writes or reads in memory, with about 100
+        /// bytes more for each event.
         pub fn run_max_bytes(bytes: usize) => settings.runs.bytes = bytes;
 
         /// Limits the number of events of one [run](crate::Run), like
@@ -370,28 +370,32 @@ impl HubBuilder {
         }
         let epoch =
             getrandom::u64().map_err(|_| BuildError::new("build", "the operating system returned no random bytes"))?;
+        let policies = self.configuration.policies();
+        let shared_log = self.backplane.map(|Shared(backplane)| SharedLog::new(backplane, settings, &policies));
         let jobs: &[_] =
-            if self.backplane.is_some() { &[&follow::JOB, &bus::JOB, &backfill::JOB, &runs::JOB] } else { &[] };
-        Ok(assemble(self.configuration, self.backplane.map(|Shared(backplane)| backplane), Epoch(epoch), jobs))
+            if shared_log.is_some() { &[&follow::JOB, &bus::JOB, &backfill::JOB, &runs::JOB] } else { &[] };
+        Ok(assemble(self.configuration, policies, shared_log, Epoch(epoch), jobs))
     }
 }
 
 impl Hub {
     /// Builds the hub that writes the runs of a publisher. It does not follow the log.
     pub(super) fn for_runs_only(configuration: Configuration, backplane: Arc<dyn Backplane>) -> Self {
+        let policies = configuration.policies();
+        let shared_log = SharedLog::new(backplane, &configuration.settings, &policies).for_runs_only();
         // The log of this hub stays empty, so no client ever sees its epoch.
-        assemble(configuration, Some(backplane), Epoch(fastrand::u64(..)), &[&bus::JOB, &runs::JOB])
+        let epoch = Epoch(fastrand::u64(..));
+        assemble(configuration, policies, Some(shared_log), epoch, &[&bus::JOB, &runs::JOB])
     }
 }
 
 fn assemble(
     configuration: Configuration,
-    backplane: Option<Arc<dyn Backplane>>,
+    policies: Policies,
+    shared_log: Option<SharedLog>,
     epoch: Epoch,
     jobs: &[&'static Job<Inner>],
 ) -> Hub {
-    let policies = configuration.policies();
-    let shared_log = backplane.map(|backplane| SharedLog::new(backplane, &configuration.settings, &policies));
     let log = Log::new(epoch, policies, configuration.budgets());
     let (sweep, recheck) = (Background::new(&sweep::JOB), Background::new(&recheck::JOB));
     let of_shared_log = jobs.iter().map(|job| Background::new(job)).collect();

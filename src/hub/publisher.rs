@@ -76,8 +76,10 @@ impl HubBuilder {
     ///
     /// A publisher uses these settings: the [`backplane`](Self::backplane), which is required, the
     /// retention of topics and users, [`max_payload`](Self::max_payload) and
-    /// [`publish_timeout`](Self::publish_timeout). Create instances and workers from one function
-    /// that returns the settings, so that these are equal.
+    /// [`publish_timeout`](Self::publish_timeout). For its [runs](Publisher::run), it also uses
+    /// [`peer_timeout`](Self::peer_timeout), [`run_keep_for`](Self::run_keep_for),
+    /// [`run_max_bytes`](Self::run_max_bytes) and [`run_max_events`](Self::run_max_events). Create
+    /// instances and workers from one function that returns the settings, so that these are equal.
     ///
     /// ```
     /// use tower_sse::{Hub, backplane::Memory};
@@ -210,10 +212,11 @@ impl Publisher {
     /// Returns the run of this name, for a worker that writes runs. [`Hub::run`](crate::Hub::run)
     /// describes names.
     ///
-    /// The first call makes this publisher an instance without streams: while the process lives, it
-    /// tells the other instances that it is alive. So they end its runs
-    /// [`peer_timeout`](HubBuilder::peer_timeout) after it has died. A worker that exits ends its
-    /// runs first.
+    /// From the first call on, the publisher tells the instances that it is alive, every third of
+    /// [`peer_timeout`](HubBuilder::peer_timeout). They end its runs `peer_timeout` after it has
+    /// died, so this setting must be the same everywhere. Keep the publisher until its runs have
+    /// ended: with its last clone and its last writer, it stops. A worker that exits ends its runs
+    /// first.
     ///
     /// ```
     /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {

@@ -22,10 +22,11 @@ impl Run {
     /// # Errors
     ///
     /// The errors are those of [`begin`](Self::begin), except that an active run is none. In
-    /// addition, the future returns an error with status `503` if the hub would refuse the stream:
-    /// it is draining, it has not read the shared log yet, or the limit of
-    /// [`HubBuilder::max_connections`](crate::HubBuilder::max_connections) is reached. So no work
-    /// begins for a request that receives no stream.
+    /// addition, the future returns an error with status `503`, and no run begins, if the hub is
+    /// draining, has not read the shared log yet, or has reached the limit of
+    /// [`HubBuilder::max_connections`](crate::HubBuilder::max_connections). [`Hub::respond`] makes
+    /// the other checks later: the origin, the host, bans, and the limits of a user and per second.
+    /// If the hub refuses the stream there, the run is active without this reader.
     ///
     /// Cancel safety: a run that has begun although its future was dropped ends as aborted.
     ///

@@ -345,6 +345,8 @@ async fn a_publisher_writes_a_run_that_instances_read_and_stop() {
     let writer = worker.run("imports/7").begin().await.unwrap();
     writer.publish(event("0")).await.unwrap();
     let stream = open(&hub, &hub.run("imports/7")).await;
+    // The worker has no connections, so it is no peer that could announce their departures.
+    assert_eq!(hub.stats().others, 0);
     assert!(hub.run("imports/7").begin().await.unwrap_err().is_active());
     // The worker may not listen to messages yet, so the page asks until the writer has heard it.
     let stop = async {

@@ -269,11 +269,17 @@ impl<'s> Subject<'s> {
         let mut reader = Reader::open(self.connection, self.stream(), start, Some(self.subject)).await?;
         let mut remaining = reader.waiting;
         let (mut entries, mut bytes, mut next) = (Vec::new(), 0_usize, after + 1);
-        let mut end = None;
+        let mut places = Vec::new();
+        let mut is_first = true;
         while remaining > 0 && next <= last && (entries.is_empty() || bytes < max_bytes) {
             // About as many entries as fit into the rest of the page.
             let fit = max_bytes.saturating_sub(bytes).saturating_mul(entries.len()) / bytes.max(1);
-            let batch = if entries.is_empty() { FIRST_BATCH } else { fit.clamp(1, BATCH) };
+            let batch = match entries.is_empty() {
+                true if std::mem::take(&mut is_first) => FIRST_BATCH,
+                // The reader skips the entries before the page.
+                true => BATCH,
+                false => fit.clamp(1, BATCH),
+            };
             let batch = batch.min(usize::try_from(remaining).unwrap_or(usize::MAX));
             let messages = reader.next(batch, self.connection.limits.timeout).await?;
             if messages.is_empty() {
@@ -289,16 +295,16 @@ impl<'s> Subject<'s> {
                 if heading.id == id && heading.number == next {
                     bytes = bytes.saturating_add(message.stored.payload.len());
                     entries.push(message.stored.payload);
-                    end = Some(Place { heading, sequence: message.stored.sequence });
+                    places.push(Place { heading, sequence: message.stored.sequence });
                     next += 1;
                 }
             }
         }
         reader.close().await;
         let count = fitting(&entries, max_bytes);
-        // The next page begins after this page. The place of a page that was cut is not known.
-        if let Some(end) = end.filter(|_| count == entries.len()) {
-            self.known.read.remember(self.subject, end);
+        // The next page begins after this page.
+        if let Some(end) = count.checked_sub(1).and_then(|last| places.get(last)) {
+            self.known.read.remember(self.subject, *end);
         }
         entries.truncate(count);
         Ok(entries)

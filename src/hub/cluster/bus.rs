@@ -98,7 +98,8 @@ async fn listen_and_broadcast(
                 }
                 let is_closed = shared.outbox.lock().is_closed;
                 let receives_own_messages = shared.peers.lock().receives_own_messages();
-                if now >= next_ask && !is_closed && !receives_own_messages {
+                let reports = !is_closed && !shared.writes_only;
+                if now >= next_ask && reports && !receives_own_messages {
                     // Repeat the request until this instance receives one of its own messages. The
                     // instance also reports its own connections, because the others may have missed
                     // messages.
@@ -106,17 +107,21 @@ async fn listen_and_broadcast(
                     shared.outbox.lock().report_all();
                     hub.broadcast(shared, shared.report_request()).await?;
                 }
-                if !is_closed {
+                if reports {
                     hub.broadcast_connections(shared).await?;
                 }
-                hub.broadcast_run_news(shared).await?;
+                if !is_closed {
+                    hub.broadcast_run_news(shared).await?;
+                }
                 hub.append_presence(shared).await;
                 shared.outbox.lock().note_position(hub.now(), hub.position());
                 hub.carry_out_queued(shared);
                 if now >= next_lease && !is_closed {
                     next_lease = now + hub.settings().peer_timeout / 3;
                     let number = shared.outbox.lock().number;
-                    hub.broadcast(shared, Body::Lease(number)).await?;
+                    // Any message shows that the writer of a run is alive.
+                    let lease = if shared.writes_only { Body::Runs(Vec::new()) } else { Body::Lease(number) };
+                    hub.broadcast(shared, lease).await?;
                     shared.peers.lock().sweep(hub.now());
                     hub.look_at_runs(shared);
                     let is_unheard = !shared.peers.lock().is_received(hub.now());
@@ -124,9 +129,11 @@ async fn listen_and_broadcast(
                         hub.counters().no_own_messages(hub.now());
                     }
                 }
-                let orphans = shared.peers.lock().take_orphans(shared.instance_id, hub.now());
-                for (topic, user) in orphans {
-                    hub.inner.publish_left_of_orphan(&topic, &user);
+                if !shared.writes_only {
+                    let orphans = shared.peers.lock().take_orphans(shared.instance_id, hub.now());
+                    for (topic, user) in orphans {
+                        hub.inner.publish_left_of_orphan(&topic, &user);
+                    }
                 }
                 // Counted from the end of this turn, so that after a long turn the task has time
                 // for messages before the next turn.
@@ -169,7 +176,10 @@ impl Hub {
             Body::Stop(name, id) => self.receive_stop(shared, &name, id),
         }
         let is_closed = shared.outbox.lock().is_closed;
-        let must_ask = result == UpdateResult::Missing && !is_closed && shared.peers.lock().may_ask(from, now);
+        let must_ask = result == UpdateResult::Missing
+            && !is_closed
+            && !shared.writes_only
+            && shared.peers.lock().may_ask(from, now);
         must_ask.then(|| shared.report_request())
     }
 
@@ -286,6 +296,11 @@ impl Hub {
     /// Broadcasts the goodbye of this instance, so that the other instances remove its connections
     /// at once.
     pub(in crate::hub) async fn broadcast_goodbye(&self, shared: &SharedLog) {
+        // The ends of this instance's runs come first. A later message would look like one of an
+        // instance that is alive.
+        if let Err(error) = self.broadcast_run_news(shared).await {
+            tracing::debug!(%error, "the ends of runs were not announced");
+        }
         shared.outbox.lock().is_closed = true;
         if let Err(error) = self.broadcast(shared, Body::Goodbye).await {
             tracing::debug!(%error, "the goodbye failed: other instances may remove this instance only after peer_timeout");

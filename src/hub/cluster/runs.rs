@@ -404,10 +404,19 @@ impl Hub {
                 Begun::Active(_) => return Ok(()),
             },
         };
-        let run = Arc::new(RunContent::new(Epoch(id.get()), owner, will));
-        run.apply(1, Entry::default(), self.now());
-        // If the run has ended already, this has no effect.
-        self.abort_run(shared, name, &run, KEEP_UNREAD).await
+        // A reader of this instance may have found the run at the broker.
+        let known = self.inner.runs.get(name).filter(|run| run.id.0 == id.get());
+        let run = known.unwrap_or_else(|| {
+            let run = RunContent::new(Epoch(id.get()), owner, will);
+            run.apply(1, Entry::default(), self.now());
+            Arc::new(run)
+        });
+        // If the run has ended already, this has no effect, and the next read finds the end.
+        self.abort_run(shared, name, &run, KEEP_UNREAD).await?;
+        if run.is_active() {
+            self.want_runs(shared, vec![name.clone()]);
+        }
+        Ok(())
     }
 
     /// Repeats a request until the broker has answered it, within the publish timeout. The error is

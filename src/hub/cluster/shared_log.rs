@@ -69,6 +69,9 @@ pub(in crate::hub) struct SharedLog {
     pub(super) outbox: Mutex<Outbox>,
     /// The work on runs that waits for the tasks.
     pub(in crate::hub) runs: Mutex<Exchange>,
+    /// Whether this instance belongs to a publisher, and only writes runs. The other instances do
+    /// not count it among their peers, because it knows nothing of connections.
+    pub(in crate::hub) writes_only: bool,
 }
 
 impl SharedLog {
@@ -82,6 +85,7 @@ impl SharedLog {
             peers: Mutex::new(Peers::new(millis(settings.peer_timeout), millis(settings.presence_grace))),
             outbox: Mutex::default(),
             runs: Mutex::new(Exchange::new(millis(settings.peer_timeout))),
+            writes_only: false,
             backplane,
             loaded: AtomicBool::new(false),
             stale: AtomicBool::new(false),
@@ -92,6 +96,12 @@ impl SharedLog {
             history: History::default(),
             blocks: Mutex::default(),
         }
+    }
+
+    /// Makes this the shared log of an instance that only writes runs.
+    pub(in crate::hub) fn for_runs_only(mut self) -> Self {
+        self.writes_only = true;
+        self
     }
 
     /// Returns whether this instance has read the whole log once.

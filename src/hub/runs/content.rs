@@ -149,6 +149,7 @@ impl RunContent {
     /// has ended, or if the entry is not the next one.
     pub(in crate::hub) fn apply(&self, number: u64, entry: Entry, now: Millis) -> Option<u64> {
         let mut asleep: SmallVec<[Waker; 4]> = SmallVec::new();
+        let is_over = entry.over.is_some();
         let first = {
             let mut state = self.state.lock();
             if state.over.is_some() || state.lost || state.entries + 1 != number {
@@ -165,13 +166,13 @@ impl RunContent {
                 state.over = Some(over);
                 state.ended_at = now;
             }
-            if state.over.is_some() {
-                self.signals.send_modify(|signals| signals.over = true);
-            }
             asleep.extend(state.listeners.values().filter_map(|listener| listener.notify(now)));
             first
         };
         // A waker may run code of a runtime, so it is called without the lock.
+        if is_over {
+            self.signals.send_modify(|signals| signals.over = true);
+        }
         asleep.into_iter().for_each(Waker::wake);
         Some(first)
     }
@@ -185,9 +186,9 @@ impl RunContent {
                 return false;
             }
             state.ended_at = now;
-            self.signals.send_modify(|signals| signals.over = true);
             state.listeners.values().filter_map(|listener| listener.notify(now)).collect()
         };
+        self.signals.send_modify(|signals| signals.over = true);
         asleep.into_iter().for_each(Waker::wake);
         true
     }

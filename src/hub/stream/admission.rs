@@ -99,7 +99,7 @@ impl Hub {
         // From here on, a disconnect finds the connection in the registry and in its channels. This
         // check finds the disconnects that were recorded before.
         let mut admitted = self.check_bans(&addresses, asked_at);
-        if admitted.is_ok() && is_bare && self.begins_with_gap(&handle) {
+        if admitted.is_ok() && is_bare && resumed && self.begins_with_gap(&handle) {
             admitted = Err(Refusal::UNRESUMABLE);
         }
         if let Err(rejection) = admitted {

@@ -26,7 +26,9 @@ struct Named {
 }
 
 async fn ask(State((hub, model)): App, request: StreamRequest, Json(input): Json<Value>) -> Result<EventStream> {
-    let id = input["runId"].as_str().unwrap_or_default().to_owned();
+    let Some(id) = input["runId"].as_str().filter(|id| !id.is_empty()).map(str::to_owned) else {
+        return Err(StatusCode::BAD_REQUEST.into());
+    };
     let run = hub.run(format!("agent/{id}"));
     let interrupted = event(json!({ "type": "RUN_ERROR", "message": "interrupted" }));
     if let Some(writer) = run.begin_for(&request).last_will(interrupted).await? {

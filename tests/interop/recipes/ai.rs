@@ -22,7 +22,10 @@ pub fn routes(hub: Hub, model: Model) -> Router {
 type App = State<(Hub, Model)>;
 
 async fn ask(State((hub, model)): App, request: StreamRequest, Json(chat): Json<Value>) -> Result<Response> {
-    let run = hub.run(format!("chats/{}", chat["id"].as_str().unwrap_or_default()));
+    let Some(id) = chat["id"].as_str().filter(|id| !id.is_empty()) else {
+        return Err(StatusCode::BAD_REQUEST.into());
+    };
+    let run = hub.run(format!("chats/{id}"));
     let interrupted = chunk(json!({ "type": "error", "errorText": "interrupted" }));
     let Some(writer) = run.begin_for(&request).last_will(interrupted).await? else {
         return Err(StatusCode::CONFLICT.into()); // the last answer has not ended

@@ -30,7 +30,7 @@ struct Named {
 async fn ask(State((hub, model)): App, request: StreamRequest, Json(input): Json<Value>) -> Result<EventStream> {
     // Every chunk has the id, so the page knows what to stop.
     let id = format!("chatcmpl-{:016x}", fastrand::u64(..));
-    let run = hub.run(&*id);
+    let run = hub.run(format!("completions/{id}"));
     let interrupted = Event::unnamed(json!({ "error": { "message": "interrupted" } }).to_string());
     if let Some(writer) = run.begin_for(&request).last_will(interrupted).await? {
         tokio::spawn(answer(writer, id, model(&input)));
@@ -58,7 +58,7 @@ async fn answer(
 }
 
 async fn stop(State((hub, _)): App, Query(named): Query<Named>) -> Result<()> {
-    hub.run(named.run_id).stop().await?;
+    hub.run(format!("completions/{}", named.run_id)).stop().await?;
     Ok(())
 }
 

@@ -6,7 +6,7 @@ use axum::{Json, Router};
 use futures::StreamExt;
 use futures::stream::BoxStream;
 use serde_json::{Value, json};
-use tower_sse::{Event, Hub, RunError, RunReader, RunState, RunWriter, StreamRequest, Subscription};
+use tower_sse::{Event, Hub, RunEnd, RunError, RunReader, RunState, RunWriter, StreamRequest, Subscription};
 
 /// Returns the words of the answer to a question.
 pub type Model = fn(&Value) -> BoxStream<'static, String>;
@@ -73,7 +73,8 @@ async fn read(
 async fn state(State((hub, _)): App, Path((thread, run)): Path<(String, String)>) -> Result<Response> {
     let status = match hub.run(format!("threads/{thread}")).state().await? {
         RunState::Active => "running",
-        RunState::Ended(_) => "success",
+        RunState::Ended(RunEnd::Finished | RunEnd::Stopped) => "success",
+        RunState::Ended(_) => "error",
         _ => return Ok(StatusCode::NOT_FOUND.into_response()),
     };
     Ok(Json(json!({ "run_id": run, "status": status })).into_response())

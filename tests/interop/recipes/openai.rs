@@ -23,7 +23,7 @@ type App = State<(Hub, Model)>;
 
 async fn ask(State((hub, model)): App, request: StreamRequest, Json(input): Json<Value>) -> Result<EventStream> {
     let id = format!("resp_{:016x}", fastrand::u64(..));
-    let run = hub.run(&*id);
+    let run = hub.run(format!("responses/{id}"));
     let failure = json!({ "code": "server_error", "message": "interrupted" });
     // The number of the last will is unknown at the start. The client does not check it.
     let interrupted = response(0, "failed", &id, "", failure);
@@ -65,7 +65,7 @@ async fn answer(
 
 /// The rest of a response: the caller has the events up to `starting_after`.
 async fn read(State((hub, _)): App, Path(id): Path<String>, request: StreamRequest) -> Result<EventStream> {
-    let reader = hub.run(id).reader().await?;
+    let reader = hub.run(format!("responses/{id}")).reader().await?;
     if reader.is_missing() {
         return Err(StatusCode::NOT_FOUND.into());
     }
@@ -79,7 +79,7 @@ async fn read(State((hub, _)): App, Path(id): Path<String>, request: StreamReque
 }
 
 async fn stop(State((hub, _)): App, Path(id): Path<String>) -> Result<Json<Value>> {
-    hub.run(id.clone()).stop().await?;
+    hub.run(format!("responses/{id}")).stop().await?;
     Ok(Json(json!({ "id": id, "object": "response" })))
 }
 

@@ -48,6 +48,9 @@ impl App {
 /// The client names the run in a header, and resumes with the same `POST`.
 async fn ask(State(app): State<App>, request: StreamRequest, Json(input): Json<Value>) -> Result<EventStream> {
     let id = request.headers().get("x-run-id").and_then(|id| id.to_str().ok()).unwrap_or_default().to_owned();
+    if id.is_empty() {
+        return Err(StatusCode::BAD_REQUEST.into()); // otherwise all such clients would share one run
+    }
     let thread = input["threadId"].as_str().unwrap_or_default().to_owned();
     let run = app.hub.run(format!("tanstack/{id}"));
     let interrupted = event(json!({ "type": "RUN_ERROR", "message": "interrupted" }));

@@ -15,9 +15,9 @@ and in the bare profile. The application of the test has the routes that each cl
 two instances with one log. `tests/interop/runs` has the application and the scripts to copy.
 
 The outcomes are the same when the hub takes sockets over, over HTTP/2, and through nginx with
-`proxy_http_version 1.1`. HTTP/1.0, the default of nginx, cannot express a break, so clients take it
-for the end. The test does not repeat the breaks at every byte there. Over HTTP/2 it
-leaves out the Python clients, the column *503*, and *Too late* for clients that do not resume.
+`proxy_http_version 1.1`. HTTP/1.0, the default of nginx before 1.29.7, cannot express a break, so
+clients take a break for the end. The test repeats the breaks at every byte over HTTP/1.1 only. Over
+HTTP/2 it leaves out the Python clients, the column *503*, and *Too late* for clients that do not resume.
 ";
 
 const WORDS: &str = "

@@ -14,8 +14,12 @@ export function resumingFetch(resumeUrl, { delay = 1000, attempts = 10 } = {}) {
         async function resume() {
             while (attempt++ < attempts && !signal?.aborted) {
                 await new Promise(resolve => setTimeout(resolve, delay));
-                const headers = lastId ? { "last-event-id": lastId } : {};
-                const next = await fetch(resumeUrl, { headers, signal }).catch(() => undefined);
+                const headers = new Headers(init.headers); // for example `Authorization`
+                // With `Accept: text/event-stream`, an ended run would answer `204`.
+                for (const name of ["accept", "content-type"]) headers.delete(name);
+                if (lastId) headers.set("last-event-id", lastId);
+                const { credentials } = init;
+                const next = await fetch(resumeUrl, { headers, credentials, signal }).catch(() => undefined);
                 if (next?.status === 200) return next.body;
                 // 503 means "not now". Any other status is final.
                 if (next && next.status !== 503) throw new Error(`the stream cannot be resumed: status ${next.status}`);
@@ -24,11 +28,13 @@ export function resumingFetch(resumeUrl, { delay = 1000, attempts = 10 } = {}) {
         }
         async function* events() {
             for (;;) {
-                const decoder = new TextDecoder();
+                const reader = body.getReader(), decoder = new TextDecoder();
                 let text = "";
                 try {
-                    for await (const bytes of body) {
-                        text += decoder.decode(bytes, { stream: true });
+                    for (;;) {
+                        const { done, value } = await reader.read();
+                        if (done) return;
+                        text += decoder.decode(value, { stream: true });
                         const end = text.lastIndexOf("\n\n") + 2;
                         if (end < 2) continue;
                         lastId = [...text.slice(0, end).matchAll(/^id: ?(.*)$/gm)].at(-1)?.[1] ?? lastId;
@@ -36,13 +42,23 @@ export function resumingFetch(resumeUrl, { delay = 1000, attempts = 10 } = {}) {
                         yield new TextEncoder().encode(text.slice(0, end));
                         text = text.slice(end);
                     }
-                    return;
                 } catch (error) {
                     if (signal?.aborted) throw error;
                     body = await resume();
+                } finally {
+                    reader.cancel().catch(() => {});
                 }
             }
         }
-        return new Response(ReadableStream.from(events()), response);
+        const whole = events();
+        // Not `ReadableStream.from`, which not all browsers have.
+        const stream = new ReadableStream({
+            async pull(controller) {
+                const { done, value } = await whole.next();
+                if (done) controller.close(); else controller.enqueue(value);
+            },
+            cancel: () => whole.return(),
+        });
+        return new Response(stream, response);
     };
 }
