@@ -139,9 +139,9 @@ impl Run {
     }
 
     /// Looks the newest run of this name up, for [`Subscription::run`](crate::Subscription::run).
-    /// If there is none, a request for it receives `204`, or `404` with a cursor. If the broker does
-    /// not answer, a request receives a retryable refusal, because an `EventSource` would give up
-    /// after an error.
+    /// If there is none, a request for it receives `204`, or `404` with a cursor. If the broker
+    /// does not answer, a request receives a retryable refusal, because an `EventSource` would give
+    /// up after an error.
     ///
     /// # Errors
     ///
@@ -194,8 +194,8 @@ impl Run {
         loop {
             // Register before the search, so that no beginning in between is missed.
             let mut begun = self.hub.inner.runs.wait_for(&name);
-            // The time limits the wait for a run and not the search, because the caller would take a
-            // late answer for the answer that there is no run.
+            // The time limits the wait for a run and not the search, because the caller would take
+            // a late answer for the answer that there is no run.
             let reader = self.reader().await?;
             if !reader.is_missing() || over.is_elapsed() {
                 return Ok(reader);

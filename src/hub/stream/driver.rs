@@ -131,8 +131,8 @@ impl Default for Limits {
 }
 
 /// The state that a stream of the log needs only until it has read up to the position at which it
-/// was accepted, and the place of a stream of a run. In one box, so that an idle stream of the log is
-/// small.
+/// was accepted, and the place of a stream of a run. In one box, so that an idle stream of the log
+/// is small.
 #[derive(Debug)]
 struct Opening {
     cursor: CursorState,
