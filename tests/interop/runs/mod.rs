@@ -105,7 +105,7 @@ async fn clients_read_runs_as_documented_when_sockets_are_taken_over() {
 
 /// The Python clients are left out, because they need another package for HTTP/2. Cases in which
 /// the second request must reach another instance are left out, because that request may use the
-/// connection of the first one. The resets of an aborted run are left out for LangGraph: it once
+/// connection of the first one. The resets of an aborted run are left out for `LangGraph`: it once
 /// waited for more than a minute after one of them. The cause is not known.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn clients_read_runs_as_documented_over_http2() {
