@@ -203,14 +203,14 @@ impl Scene<'_> {
         match case {
             Case::Instance => {
                 talk.half(1).await?;
-                talk.gate.break_all().await;
+                talk.gate.break_first(1).await;
                 talk.plan.next.send_replace(Some(Next::Finish));
             }
             Case::Drain => {
                 talk.half(1).await?;
                 world.a.hub.drain(Duration::ZERO).await;
                 // The connections of an instance end with its process.
-                talk.gate.break_all().await;
+                talk.gate.break_first(1).await;
                 talk.plan.next.send_replace(Some(Next::Finish));
             }
             Case::Reload => {
@@ -219,7 +219,7 @@ impl Scene<'_> {
             }
             Case::Late if self.client.resumes => {
                 talk.half(1).await?;
-                talk.gate.break_all().await;
+                talk.gate.break_first(1).await;
             }
             Case::Will | Case::Aborted => {
                 talk.half(1).await?;

@@ -17,9 +17,7 @@ two instances with one log. `tests/interop/runs` has the application and the scr
 The outcomes are the same when the hub takes sockets over, over HTTP/2, and through nginx with
 `proxy_http_version 1.1`. HTTP/1.0, the default of nginx before 1.29.7, cannot express a break, so
 clients take a break for the end. The test repeats the breaks at every byte over HTTP/1.1 only. Over
-HTTP/2 it leaves out the Python clients, the columns *Other instance*, *Drain* and *503*, *Aborted*
-for `@langchain/langgraph-sdk` because its outcome varied, and *Too late* for clients that
-do not resume.
+HTTP/2 each request has a connection of its own.
 ";
 
 const WORDS: &str = "

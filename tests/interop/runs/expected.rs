@@ -176,6 +176,11 @@ pub const NOTES: &[Note] = &[
         text: "The client delivers the event `error`, and the loop ends without an exception.",
     },
     Note {
+        clients: &["`@langchain/langgraph-sdk`"],
+        case: Case::Aborted,
+        text: "The client resumes five times, and reports the error half a minute later, or a whole one. Set a last will.",
+    },
+    Note {
         clients: &["`@microsoft/fetch-event-source`"],
         case: Case::Aborted,
         text: "The client repeats its request without end, because each answer is a stream that breaks. Set a last will.",

@@ -1,9 +1,11 @@
 //! A proxy between one client and the instances, which breaks connections and counts them. Each
-//! connection carries one request, because the instances close it after the response.
+//! connection carries one request: over HTTP/1.1 the instances close it after the response, and over
+//! HTTP/2 the clients use a new connection for each request.
 
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 
 use memchr::memmem;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -18,9 +20,9 @@ pub struct Gate {
     pub addr: SocketAddr,
     /// The number of connections that were accepted.
     connections: Arc<AtomicUsize>,
-    /// The number of connections that have ended.
-    ended: Arc<AtomicUsize>,
-    /// Breaks the connections that are open when the number changes.
+    /// The numbers of the connections that are open.
+    open: Arc<Mutex<BTreeSet<usize>>>,
+    /// The number of connections to break, counted from the first.
     breaks: watch::Sender<usize>,
     /// Whether the first response was torn.
     torn: Arc<AtomicBool>,
@@ -41,28 +43,31 @@ impl Gate {
     async fn with(targets: Vec<SocketAddr>, tear: Option<usize>) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let addr = listener.local_addr().unwrap();
-        let (connections, ended) = (Arc::<AtomicUsize>::default(), Arc::<AtomicUsize>::default());
+        let (connections, open) = (Arc::<AtomicUsize>::default(), Arc::<Mutex<BTreeSet<usize>>>::default());
         let breaks = watch::Sender::new(0);
         let torn = Arc::<AtomicBool>::default();
         let task = tokio::spawn({
-            let (connections, ended) = (Arc::clone(&connections), Arc::clone(&ended));
+            let (connections, open) = (Arc::clone(&connections), Arc::clone(&open));
             let (breaks, torn) = (breaks.clone(), Arc::clone(&torn));
             async move {
                 loop {
                     let (from, _) = listener.accept().await.unwrap();
-                    let number = connections.fetch_add(1, Ordering::SeqCst);
+                    let number = connections.load(Ordering::SeqCst);
+                    open.lock().unwrap().insert(number);
+                    connections.store(number + 1, Ordering::SeqCst);
                     let target = targets[number.min(targets.len() - 1)];
                     let tear = tear.filter(|_| number == 0);
                     let tear = tear.map(|after| Tear { after, torn: Arc::clone(&torn) });
-                    let (breaks, ended) = (breaks.subscribe(), Arc::clone(&ended));
+                    let (mut breaks, open) = (breaks.subscribe(), Arc::clone(&open));
                     tokio::spawn(async move {
-                        pass(from, target, tear, breaks).await;
-                        ended.fetch_add(1, Ordering::SeqCst);
+                        let broken = async move { drop(breaks.wait_for(|count| number < *count).await) };
+                        pass(from, target, tear, broken).await;
+                        open.lock().unwrap().remove(&number);
                     });
                 }
             }
         });
-        Self { addr, connections, ended, breaks, torn, task }
+        Self { addr, connections, open, breaks, torn, task }
     }
 
     pub fn connections(&self) -> usize {
@@ -73,18 +78,18 @@ impl Gate {
         self.torn.load(Ordering::SeqCst)
     }
 
-    /// Breaks all open connections, and waits until they are closed.
-    pub async fn break_all(&self) {
-        let accepted = self.connections();
-        self.breaks.send_modify(|breaks| *breaks += 1);
-        until(|| self.ended.load(Ordering::SeqCst) >= accepted).await;
+    /// Breaks the first connections, unless they have ended already, and waits for their ends. Later
+    /// ones stay, because a client may resume before this call.
+    pub async fn break_first(&self, count: usize) {
+        self.breaks.send_replace(count);
+        until(|| self.open.lock().unwrap().first().is_none_or(|first| *first >= count)).await;
     }
 }
 
 impl Drop for Gate {
     fn drop(&mut self) {
         self.task.abort();
-        self.breaks.send_modify(|breaks| *breaks += 1);
+        self.breaks.send_replace(usize::MAX);
     }
 }
 
@@ -94,11 +99,11 @@ struct Tear {
     torn: Arc<AtomicBool>,
 }
 
-async fn pass(from: TcpStream, target: SocketAddr, tear: Option<Tear>, mut breaks: watch::Receiver<usize>) {
+/// Passes on the bytes of a connection until one side ends it, or until `broken`.
+async fn pass(from: TcpStream, target: SocketAddr, tear: Option<Tear>, broken: impl Future<Output = ()>) {
     let Ok(to) = TcpStream::connect(target).await else { return };
     drop((from.set_nodelay(true), to.set_nodelay(true)));
     let ((from_read, from_write), (to_read, to_write)) = (from.into_split(), to.into_split());
-    let broken = async move { drop(breaks.changed().await) };
     // The end of either direction ends the connection, except that a client may close its half.
     tokio::select! {
         () = requests(from_read, to_write) => {}

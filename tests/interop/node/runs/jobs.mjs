@@ -18,9 +18,10 @@ import { createInterface } from "node:readline";
 import { Agent, fetch as undiciFetch } from "undici";
 
 if (process.env.RUNS_HTTP2) {
-    // The certificate of the test is self-signed.
-    const dispatcher = new Agent({ allowH2: true, connect: { rejectUnauthorized: false } });
-    globalThis.fetch = (url, init) => undiciFetch(url, { ...init, dispatcher });
+    // A new connection for each request, so that the test can route each request. The certificate of
+    // the test is self-signed.
+    const agent = () => new Agent({ allowH2: true, connect: { rejectUnauthorized: false } });
+    globalThis.fetch = (url, init) => undiciFetch(url, { ...init, dispatcher: agent() });
 }
 
 const write = line => process.stdout.write(`${JSON.stringify(line)}\n`);

@@ -5,16 +5,15 @@ import time
 import httpx
 from httpx_sse import connect_sse
 
-from jobs import error, finished, run
+from jobs import connector, error, finished, run
 
-# One HTTP client for all jobs, because the start of one takes long.
-client = httpx.Client(timeout=httpx.Timeout(10, read=None))
+client = connector(httpx, timeout=httpx.Timeout(10, read=None))
 
 
 class Loop:
     @staticmethod
     def ask(job, page):
-        client.post(f"{job['direct']}/answers/{job['id']}/begin").raise_for_status()
+        client().post(f"{job['direct']}/answers/{job['id']}/begin").raise_for_status()
         return Loop.reload(job, page)
 
     @staticmethod
@@ -24,7 +23,7 @@ class Loop:
         while True:
             headers = {"Last-Event-ID": last_id} if last_id else {}
             try:
-                with connect_sse(client, "GET", f"{job['base']}/answers/{job['id']}", headers=headers) as events:
+                with connect_sse(client(), "GET", f"{job['base']}/answers/{job['id']}", headers=headers) as events:
                     status = events.response.status_code
                     if status == 503:
                         # The server asks to come back later.
@@ -49,7 +48,7 @@ class Loop:
 
     @staticmethod
     def stop(job):
-        client.post(f"{job['direct']}/answers/{job['id']}/stop").raise_for_status()
+        client().post(f"{job['direct']}/answers/{job['id']}/stop").raise_for_status()
 
 
 run({"loop": Loop})

@@ -1,11 +1,27 @@
 """Runs jobs for the test `tests/interop/runs`. See `node/runs/jobs.mjs`."""
 
 import json
+import os
 import sys
 import threading
 import traceback
 
 lock = threading.Lock()
+
+
+def connector(module, **options):
+    """Returns a function that returns an HTTP client of the module `httpx` or `httpx2`.
+
+    Over HTTP/1.1 it always returns the same client, because the start of one takes long. Over
+    HTTP/2 it returns a new one for each request, so that each request has a connection of its own
+    and the test can route it.
+    """
+    if os.environ.get("RUNS_HTTP2"):
+        # The certificate of the test is self-signed.
+        limits = module.Limits(max_keepalive_connections=0)
+        return lambda: module.Client(http2=True, verify=False, limits=limits, **options)
+    client = module.Client(limits=module.Limits(max_connections=None), **options)
+    return lambda: client
 
 
 def write(**line):

@@ -1,17 +1,15 @@
 """openai: Responses. After a break, the caller asks for the rest."""
 
+import httpx2
 from openai import APIError, OpenAI
-from httpx2 import Client, HTTPError, Limits
 
-from jobs import error, finished, run
+from jobs import connector, error, finished, run
 
-
-# One HTTP client for all jobs, because the start of one takes long.
-http = Client(limits=Limits(max_connections=None))
+http = connector(httpx2)
 
 
 def at(url):
-    return OpenAI(api_key="none", base_url=f"{url}/v1", http_client=http)
+    return OpenAI(api_key="none", base_url=f"{url}/v1", http_client=http())
 
 
 def read(events, page, seen):
@@ -37,7 +35,7 @@ class Loop:
         seen = {}
         try:
             return read(client.responses.create(model="m", input=job["id"], stream=True), page, seen)
-        except (APIError, HTTPError):
+        except (APIError, httpx2.HTTPError):
             if "id" not in seen:
                 raise
         rest = client.responses.retrieve(seen["id"], stream=True, starting_after=seen["number"])
