@@ -72,6 +72,7 @@ const METHOD_FILES: &[&str] = &[
     "hub/cluster/backfill",
     "hub/cluster/bus",
     "hub/cluster/follow",
+    "hub/cluster/run_ends",
     "hub/cluster/runs",
     "hub/command",
     "hub/inner",

@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::inner::Tasks;
 use super::{Hub, Inner};
 use crate::backplane::Backplane;
-use crate::hub::cluster::{backfill, bus, follow, runs, shared_log::SharedLog};
+use crate::hub::cluster::{backfill, bus, follow, run_ends, runs, shared_log::SharedLog};
 use crate::hub::config::configuration::Configuration;
 use crate::hub::config::limits::OverLimit;
 use crate::hub::config::origins::Origins;
@@ -372,8 +372,10 @@ impl HubBuilder {
             getrandom::u64().map_err(|_| BuildError::new("build", "the operating system returned no random bytes"))?;
         let policies = self.configuration.policies();
         let shared_log = self.backplane.map(|Shared(backplane)| SharedLog::new(backplane, settings, &policies));
-        let jobs: &[_] =
-            if shared_log.is_some() { &[&follow::JOB, &bus::JOB, &backfill::JOB, &runs::JOB] } else { &[] };
+        let jobs: &[_] = match &shared_log {
+            Some(_) => &[&follow::JOB, &bus::JOB, &backfill::JOB, &runs::JOB, &run_ends::JOB],
+            None => &[],
+        };
         Ok(assemble(self.configuration, policies, shared_log, Epoch(epoch), jobs))
     }
 }
@@ -385,7 +387,7 @@ impl Hub {
         let shared_log = SharedLog::new(backplane, &configuration.settings, &policies).for_runs_only();
         // The log of this hub stays empty, so no client ever sees its epoch.
         let epoch = Epoch(fastrand::u64(..));
-        assemble(configuration, policies, Some(shared_log), epoch, &[&bus::JOB, &runs::JOB])
+        assemble(configuration, policies, Some(shared_log), epoch, &[&bus::JOB, &runs::JOB, &run_ends::JOB])
     }
 }
 

@@ -8,7 +8,7 @@ use tokio::sync::Mutex;
 use super::Hub;
 use crate::hub::runs::content::{Entry, Over, RunContent};
 use crate::hub::runs::entry;
-use crate::hub::runs::exchange::{Orphan, Outgoing};
+use crate::hub::runs::exchange::{DueEnd, Orphan, Outgoing};
 use crate::hub::tasks::back_off::can_wait;
 use crate::macros::opaque_debug;
 use crate::types::{Event, PublishError, RunEnd, RunError, Topic};
@@ -188,7 +188,7 @@ impl Drop for RunWriter {
                 // The hub completes the end of the run, and publishes no event that was not sent.
                 outgoing.next.take_if(|(_, entry)| entry.over.is_none());
                 let orphan = Orphan { name: self.name.clone(), run: Arc::clone(&self.run), outgoing };
-                shared.runs.lock().orphans.push(orphan);
+                shared.runs.lock().ends.push(DueEnd::Orphan(orphan));
                 self.hub.inner.ensure_shared_log();
             }
         }

@@ -453,6 +453,26 @@ async fn a_writer_that_is_dropped_while_the_broker_is_away_ends_its_run_when_the
     }
 }
 
+#[tokio::test(start_paused = true)]
+async fn an_end_that_the_broker_does_not_confirm_delays_no_other_run() {
+    let (log, one, _, two) = two().await;
+    let writers = [begin(&one).await, soon(one.run("answers/8").begin().into_future()).await.unwrap()];
+    let elsewhere = soon(two.run("answers/9").begin().into_future()).await.unwrap();
+    let mut stream = open(&one, &one.run("answers/9")).await;
+    let ends = || [NAME, "answers/8"].iter().filter(|name| log.store.journal(name).unwrap().is_closed).count();
+
+    log.faults.append([Fault::HeldRequest]);
+    drop(writers);
+    until(|| log.faults.held() == 1).await;
+    let begun = Instant::now();
+    elsewhere.publish(event("0")).await.unwrap();
+    assert_eq!(next(&mut stream).await.0, "0");
+    until(|| ends() == 1).await;
+    assert!(begun.elapsed() < PUBLISH_TIMEOUT / 2, "{:?}", begun.elapsed());
+    log.faults.release();
+    until(|| ends() == 2).await;
+}
+
 /// Two instances end the run of a third one at the same time. The third one then comes back.
 #[tokio::test(start_paused = true)]
 async fn a_silent_instance_whose_run_others_have_ended_cannot_write_it_any_more() {

@@ -1,5 +1,4 @@
-//! The exchange of runs with the broker: journals, announcements, and the end of runs whose writers
-//! are gone.
+//! The exchange of runs with the broker: journals and announcements.
 //!
 //! 1. A run is true at the broker. An append is a compare-and-swap on the number of entries, so a
 //!    journal has one order, and an entry after the end is impossible.
@@ -8,11 +7,9 @@
 //! 3. Each instance that reads a run ends it when the instance of its writer is gone
 //!    ([`Owners`](crate::hub::runs::owners::Owners)). Several may do so at the same time, and the
 //!    broker accepts one end.
-//! 4. A call that is dropped, or whose outcome is unknown, leaves work for the task: the end of a
-//!    run without a writer ([`Orphan`]), or of a run that may have begun.
-//! 5. An entry that the broker may have keeps its number until the broker answers. Otherwise the
-//!    next entry would conflict with it, as if the run had ended ([`Unconfirmed`]).
-//! 6. A run of this instance that is at the broker has a writer here, or its caller still waits for
+//! 4. An entry that the broker may have keeps its number until the broker answers. Otherwise the
+//!    next entry would conflict with it, as if the run had ended ([`Unconfirmed`]). A caller that is dropped leaves the entry to [`run_ends`](super::run_ends).
+//! 5. A run of this instance that is at the broker has a writer here, or its caller still waits for
 //!    the broker ([`Awaited`]), or it is a stray one, which the next read ends.
 
 use std::collections::hash_set::HashSet;
@@ -28,7 +25,7 @@ use crate::backplane::{Answer, BackplaneError, Begun, JournalAppend, JournalId, 
 use crate::hub::peers::message::{Body, RunNews};
 use crate::hub::runs::content::{Entry, Over, Progress, RunContent};
 use crate::hub::runs::entry::{self, Beginning};
-use crate::hub::runs::exchange::{Awaited, Orphan, Outgoing, Unconfirmed};
+use crate::hub::runs::exchange::{Awaited, DueEnd, Outgoing, Unconfirmed};
 use crate::hub::tasks::back_off::BackOff;
 use crate::hub::tasks::background::Job;
 use crate::hub::{Hub, Inner};
@@ -37,102 +34,64 @@ use crate::types::{Epoch, Event, PublishError, RunEnd, RunError, Topic};
 /// The approximate maximum size of one read of a journal.
 const PAGE_BYTES: usize = 256 * 1024;
 /// The maximum number of journals that are read at the same time.
-const CONCURRENT: usize = 32;
+pub(super) const CONCURRENT: usize = 32;
 /// The maximum number of attempts to begin a run, if each time another run has just ended.
 const BEGINNINGS: usize = 3;
 /// The maximum number of runs in one announcement. With the longest names, it has about 270 kB.
 const NEWS_PER_MESSAGE: usize = 1024;
-/// The time for which the broker keeps a run that ended before anybody could read it.
-const KEEP_UNREAD: Duration = Duration::from_secs(1);
 
 pub(in crate::hub) static JOB: Job<Inner> =
     Job { run: |hub, _| work(hub).boxed(), has_work: is_wanted, has_more: is_wanted };
 
 fn is_wanted(inner: &Arc<Inner>) -> bool {
-    inner.shared_log.as_ref().is_some_and(|shared| shared.runs.lock().has_work())
+    inner.shared_log.as_ref().is_some_and(|shared| !shared.runs.lock().wanted.is_empty())
 }
 
-/// Works until nothing is left.
+/// Reads until nothing is left.
 async fn work(inner: Weak<Inner>) {
     let mut back_off = BackOff::new();
     loop {
         let Some(hub) = inner.upgrade().map(|inner| Hub { inner }) else { return };
         let Some(shared) = &hub.inner.shared_log else { return };
-        let (wanted, orphans, abandoned) = {
-            let mut runs = shared.runs.lock();
-            (std::mem::take(&mut runs.wanted), std::mem::take(&mut runs.orphans), std::mem::take(&mut runs.abandoned))
-        };
-        if wanted.is_empty() && orphans.is_empty() && abandoned.is_empty() {
+        let wanted = std::mem::take(&mut shared.runs.lock().wanted);
+        if wanted.is_empty() {
             return;
         }
-        // The guard puts back what the broker has not confirmed, also if this task is dropped.
-        let left = Left { shared, wanted, orphans, abandoned };
-        let failed = hub.work_off(shared, left).await;
-        if failed {
+        if hub.read_wanted(shared, Unread { shared, names: wanted }).await {
+            back_off = BackOff::new();
+        } else {
             drop(hub);
             back_off.wait().await;
-        } else {
-            back_off = BackOff::new();
         }
     }
 }
 
-/// The work of one turn that is not done yet.
-struct Left<'a> {
+/// The names of runs that were not read yet. If the task is dropped, the next one reads them.
+struct Unread<'a> {
     shared: &'a SharedLog,
-    wanted: HashSet<Topic>,
-    orphans: Vec<Orphan>,
-    abandoned: Vec<(Topic, Bytes)>,
+    names: HashSet<Topic>,
 }
 
-impl Drop for Left<'_> {
+impl Drop for Unread<'_> {
     fn drop(&mut self) {
-        let mut runs = self.shared.runs.lock();
-        runs.wanted.extend(self.wanted.drain());
-        runs.orphans.append(&mut self.orphans);
-        runs.abandoned.append(&mut self.abandoned);
+        self.shared.runs.lock().wanted.extend(self.names.drain());
     }
 }
 
 impl Hub {
-    /// Does the work of one turn. Returns whether a part of it failed. That part is left.
-    async fn work_off(&self, shared: &SharedLog, mut left: Left<'_>) -> bool {
-        let mut failed = false;
-        // The work stays in the list until it is done, because this future may be dropped at an
-        // await.
-        while let Some(orphan) = left.orphans.last_mut() {
-            if let Err(error) = self.end_orphan(shared, orphan).await {
-                tracing::debug!(%error, "a run without a writer cannot be ended yet");
-                // The next turn begins with another one.
-                left.orphans.rotate_right(1);
-                failed = true;
-                break;
-            }
-            left.orphans.pop();
-        }
-        while let Some((name, first)) = left.abandoned.last() {
-            if let Err(error) = self.end_abandoned(shared, name, first).await {
-                tracing::debug!(%error, "a run that may have begun cannot be ended yet");
-                left.abandoned.rotate_right(1);
-                failed = true;
-                break;
-            }
-            left.abandoned.pop();
-        }
-        let names: Vec<Topic> = left.wanted.iter().cloned().collect();
+    /// Reads the journals of runs. Returns whether it has read all of them.
+    async fn read_wanted(&self, shared: &SharedLog, mut unread: Unread<'_>) -> bool {
+        let names: Vec<Topic> = unread.names.iter().cloned().collect();
         let mut reads = stream::iter(names)
             .map(|name| async move { (self.refresh_if_used(shared, &name).await, name) })
             .buffer_unordered(CONCURRENT);
         while let Some((read, name)) = reads.next().await {
             match read {
-                Ok(()) => drop(left.wanted.remove(&name)),
-                Err(error) => {
-                    tracing::debug!(%error, "the journal of a run cannot be read");
-                    failed = true;
-                }
+                Ok(()) => drop(unread.names.remove(&name)),
+                Err(error) => tracing::debug!(%error, "the journal of a run cannot be read"),
             }
         }
-        failed
+        unread.names.is_empty()
     }
 
     /// Reads the rest of a run, or forgets the run if no reader and no writer uses it.
@@ -341,7 +300,13 @@ impl Hub {
     }
 
     /// Ends a run without its writer. Reads on if another instance was faster.
-    async fn abort_run(&self, shared: &SharedLog, name: &Topic, run: &Arc<RunContent>, keep: Duration) -> Answer<()> {
+    pub(super) async fn abort_run(
+        &self,
+        shared: &SharedLog,
+        name: &Topic,
+        run: &Arc<RunContent>,
+        keep: Duration,
+    ) -> Answer<()> {
         let after = run.progress().entries;
         let over = Over { end: RunEnd::Aborted, note: None };
         let bytes = Bytes::from(entry::encode(run.will.as_slice(), Some(&over)));
@@ -356,72 +321,9 @@ impl Hub {
         Ok(())
     }
 
-    /// Ends a run of this instance whose writer is gone.
-    async fn end_orphan(&self, shared: &SharedLog, orphan: &mut Orphan) -> Result<(), RunError> {
-        let Orphan { name, run, outgoing } = orphan;
-        match self.write_run(shared, name, run, outgoing).await {
-            // The run ends without an entry that the broker rejects.
-            Err(error) if error.is_unavailable() && !is_rejected(&error) => return Err(error),
-            Ok(_) | Err(_) => {}
-        }
-        self.end_own_run(shared, name, run).await.map_err(|error| broker(&error))
-    }
-
-    /// Ends a run of this instance as aborted, unless it has ended.
-    pub(in crate::hub) async fn end_own_run(
-        &self,
-        shared: &SharedLog,
-        name: &Topic,
-        run: &Arc<RunContent>,
-    ) -> Answer<()> {
-        while run.is_active() {
-            self.abort_run(shared, name, run, self.settings().runs.keep_for).await?;
-            if run.is_active() {
-                // An entry that was not confirmed has arrived, or another instance has ended the
-                // run.
-                match self.refresh_run(shared, name).await? {
-                    Some(newest) if Arc::ptr_eq(&newest, run) => {}
-                    _ => drop(run.lose(self.now())),
-                }
-            }
-        }
-        Ok(())
-    }
-
-    /// Ends a run that may have begun, although its caller has given up.
-    async fn end_abandoned(&self, shared: &SharedLog, name: &Topic, first: &Bytes) -> Answer<()> {
-        let Some(Beginning { owner, will }) = entry::decode_beginning(first) else { return Ok(()) };
-        let limit = self.settings().publish_timeout;
-        let page = in_time(limit, shared.backplane.read_journal(name.as_str(), None, 0, 1)).await?;
-        let id = match page {
-            Some(page) if page.entries.first() == Some(first) => page.id,
-            // Another run of this name has begun. A repeated beginning might replace it. If the
-            // first one still arrives, the run is a stray one.
-            Some(_) => return Ok(()),
-            // The broker answers a repeated beginning as it answered the first one.
-            None => match self.persist(|| shared.backplane.begin_journal(name.as_str(), first.clone())).await? {
-                Begun::New(id) => id,
-                Begun::Active(_) => return Ok(()),
-            },
-        };
-        // A reader of this instance may have found the run at the broker.
-        let known = self.inner.runs.get(name).filter(|run| run.id.0 == id.get());
-        let run = known.unwrap_or_else(|| {
-            let run = RunContent::new(Epoch(id.get()), owner, will);
-            run.apply(1, Entry::default(), self.now());
-            Arc::new(run)
-        });
-        // If the run has ended already, this has no effect, and the next read finds the end.
-        self.abort_run(shared, name, &run, KEEP_UNREAD).await?;
-        if run.is_active() {
-            self.want_runs(shared, vec![name.clone()]);
-        }
-        Ok(())
-    }
-
     /// Repeats a request until the broker has answered it, within the publish timeout. The error is
     /// unknown if one of the attempts may have had an effect.
-    async fn persist<'a, T>(&self, mut request: impl FnMut() -> BoxFuture<'a, Answer<T>>) -> Answer<T> {
+    pub(super) async fn persist<'a, T>(&self, mut request: impl FnMut() -> BoxFuture<'a, Answer<T>>) -> Answer<T> {
         let until = Instant::now() + self.settings().publish_timeout;
         let mut back_off = BackOff::new();
         let mut is_unknown = false;
@@ -503,28 +405,11 @@ impl Hub {
         self.want_runs(shared, looked_at.map(|(name, _)| name).collect());
     }
 
-    fn want_runs(&self, shared: &SharedLog, names: Vec<Topic>) {
+    pub(super) fn want_runs(&self, shared: &SharedLog, names: Vec<Topic>) {
         if !names.is_empty() {
             shared.runs.lock().wanted.extend(names);
             self.inner.ensure_shared_log();
         }
-    }
-
-    /// Ends all runs that this instance writes, within the publish timeout.
-    pub(in crate::hub) async fn end_own_runs(&self) {
-        let runs = self.inner.runs.all().into_iter().filter(|(_, run)| run.is_active());
-        let Some(shared) = &self.inner.shared_log else {
-            runs.for_each(|(name, run)| self.inner.abort_local_run(&name, &run));
-            return;
-        };
-        let own: Vec<_> = runs.filter(|(_, run)| run.owner == shared.instance_id).collect();
-        let ends = stream::iter(own).for_each_concurrent(CONCURRENT, |(name, run)| async move {
-            if let Err(error) = self.end_own_run(shared, &name, &run).await {
-                tracing::warn!(%error, "a run of this instance could not be ended: its readers learn it after peer_timeout");
-            }
-        });
-        // The error is logged for each run, or the lease of this instance ends the runs.
-        let _ = tokio::time::timeout(self.settings().publish_timeout, ends).await;
     }
 }
 
@@ -551,7 +436,7 @@ impl Drop for MayHaveBegun<'_> {
         let mut runs = self.shared.runs.lock();
         runs.beginnings.remove(self.first);
         if self.is_unknown {
-            runs.abandoned.push((self.name.clone(), self.first.clone()));
+            runs.ends.push(DueEnd::Unknown(self.name.clone(), self.first.clone()));
             drop(runs);
             self.hub.inner.ensure_shared_log();
         }
@@ -564,12 +449,7 @@ fn journal(id: Epoch) -> JournalId {
     JournalId::new(id.0).unwrap_or_else(JournalId::random)
 }
 
-fn broker(error: &BackplaneError) -> RunError {
+/// Converts the error of a broker into that of a caller.
+pub(super) fn broker(error: &BackplaneError) -> RunError {
     PublishError::broker(error.is_unknown(), error.duplicate()).into()
-}
-
-/// Returns whether the broker will not accept the request, also if it is repeated.
-fn is_rejected(error: &RunError) -> bool {
-    let cause = std::error::Error::source(error).and_then(|cause| cause.downcast_ref::<BackplaneError>());
-    cause.is_some_and(BackplaneError::is_rejected)
 }

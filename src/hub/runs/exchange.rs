@@ -19,10 +19,8 @@ pub(in crate::hub) struct Exchange {
     pub(in crate::hub) changed: HashMap<Topic, RunNews>,
     /// The names of runs whose journals have new entries, or may have.
     pub(in crate::hub) wanted: HashSet<Topic>,
-    /// The runs whose writers are gone, to be ended.
-    pub(in crate::hub) orphans: Vec<Orphan>,
-    /// The beginnings of which this instance does not know whether the broker has stored them.
-    pub(in crate::hub) abandoned: Vec<(Topic, Bytes)>,
+    /// The runs to be ended, because their callers are gone.
+    pub(in crate::hub) ends: Vec<DueEnd>,
     /// The beginnings whose callers wait for the broker, by the first entry of the journal.
     pub(in crate::hub) beginnings: HashMap<Bytes, Awaited>,
     pub(in crate::hub) owners: Owners,
@@ -37,6 +35,15 @@ pub(in crate::hub) struct Awaited {
     pub(in crate::hub) name: Topic,
     /// The run that should stop, if another instance has asked for that already.
     pub(in crate::hub) stop: Option<Epoch>,
+}
+
+/// A run to be ended.
+#[derive(Debug)]
+pub(in crate::hub) enum DueEnd {
+    Orphan(Orphan),
+    /// A run that may have begun, by its name and the first entry of its journal. Its caller has
+    /// given up.
+    Unknown(Topic, Bytes),
 }
 
 /// A run whose writer is gone.
@@ -72,8 +79,7 @@ impl Exchange {
         Self {
             changed: HashMap::new(),
             wanted: HashSet::new(),
-            orphans: Vec::new(),
-            abandoned: Vec::new(),
+            ends: Vec::new(),
             beginnings: HashMap::new(),
             may_be_ended: false,
             owners: Owners::new(lease),
@@ -93,9 +99,5 @@ impl Exchange {
         for (name, news) in news {
             self.changed.entry(name).or_insert(news);
         }
-    }
-
-    pub(in crate::hub) fn has_work(&self) -> bool {
-        !self.wanted.is_empty() || !self.orphans.is_empty() || !self.abandoned.is_empty()
     }
 }

@@ -14,7 +14,7 @@
 //! 5. A run ends without its writer only if its instance is gone, or has dropped the writer
 //!    ([`owners`], [`exchange`]).
 //!
-//! These files use neither `Hub` nor `Inner`. `cluster/runs.rs` exchanges runs with the broker.
+//! Only [`local`] uses `Inner`. `cluster/runs.rs` exchanges runs with the broker.
 
 pub(in crate::hub) mod content;
 pub(in crate::hub) mod entry;
