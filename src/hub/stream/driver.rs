@@ -421,7 +421,8 @@ impl StreamDriver {
             // As in a drain, the stream first writes the records that were published so far, and a
             // random `retry` spreads the reconnects.
             let retry = Some(self.hub.jittered_retry(self.hub.settings().retry, 0.0..=2.0));
-            let after = self.hub.log().last();
+            // At least 1, so that a stream of a run also reads the rest of the run first.
+            let after = self.hub.log().last().max(1);
             self.handle.end(Ending { retry, after, ..Ending::now(EndReason::Age) });
         }
         None
@@ -529,7 +530,7 @@ impl StreamDriver {
     fn has_read_up_to(&self, after: u64) -> bool {
         match self.run_cursor() {
             Some(_) => after == 0,
-            // `after` of a drain is at least 1, also on an empty log.
+            // `after` is at least 1, also on an empty log.
             None => self.hub.log().cursor(&self.handle.subscriber) >= after.min(self.hub.log().last()),
         }
     }
