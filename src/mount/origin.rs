@@ -13,6 +13,13 @@ use crate::hub::{Hosts, Hub, Origins};
 const SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
 
 impl Hub {
+    /// Returns whether [`check_host_and_origin`](Self::check_host_and_origin) accepts a request,
+    /// without the warnings and counts of a refusal.
+    pub(super) fn allows_site(&self, request: &StreamRequest) -> bool {
+        let (settings, uri, headers) = (self.settings(), request.uri(), request.headers());
+        names_allowed_host(&settings.hosts, uri, headers) && is_allowed(&settings.origins, uri, headers)
+    }
+
     /// Checks that a request names an allowed host and comes from an allowed origin. Returns the
     /// text of the `403` response as an error.
     pub(super) fn check_host_and_origin(&self, request: &StreamRequest) -> Result<(), &'static str> {

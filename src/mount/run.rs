@@ -10,7 +10,7 @@ use crate::macros::opaque_debug;
 use crate::types::{Cursor, Event, RunError};
 
 impl Run {
-    /// Begins the run for a request, unless the request resumes. Await the returned value.
+    /// Begins the run for a request, unless the request only reads a run. Await the returned value.
     ///
     /// Some clients resume with the same `POST` that began the run. So the future returns
     /// `Ok(None)`, and the handler only responds with the stream, in these cases:
@@ -18,6 +18,7 @@ impl Run {
     /// - The request has a cursor.
     /// - A run of this name is active.
     /// - The method is `HEAD`.
+    /// - [`Hub::respond`] will refuse the origin or the host of the request.
     ///
     /// # Errors
     ///
@@ -25,8 +26,8 @@ impl Run {
     /// addition, the future returns an error with status `503`, and no run begins, if the hub is
     /// draining, has not read the shared log yet, or has reached the limit of
     /// [`HubBuilder::max_connections`](crate::HubBuilder::max_connections). [`Hub::respond`] makes
-    /// the other checks later: the origin, the host, bans, and the limits of a user and per second.
-    /// If the hub refuses the stream there, the run is active without this reader.
+    /// the other checks later: bans, and the limits of a user and per second. If the hub refuses
+    /// the stream there, the run is active without this reader.
     ///
     /// Cancel safety: a run that has begun although its future was dropped ends as aborted.
     ///
@@ -58,8 +59,9 @@ impl Run {
     /// # #[cfg(not(feature = "axum"))] fn main() {}
     /// ```
     pub fn begin_for(&self, request: &StreamRequest) -> BeginRunFor {
-        let resumes = request.cursor() != Cursor::Absent || request.method() == Method::HEAD;
-        BeginRunFor { hub: self.hub.clone(), begin: self.begin(), resumes }
+        let only_reads = request.cursor() != Cursor::Absent || request.method() == Method::HEAD;
+        let begins = !only_reads && self.hub.allows_site(request);
+        BeginRunFor { hub: self.hub.clone(), begin: self.begin(), begins }
     }
 }
 
@@ -68,8 +70,8 @@ impl Run {
 pub struct BeginRunFor {
     hub: Hub,
     begin: BeginRun,
-    /// Whether the request only reads a run.
-    resumes: bool,
+    /// Whether the request may begin a run.
+    begins: bool,
 }
 
 impl BeginRunFor {
@@ -86,7 +88,7 @@ impl IntoFuture for BeginRunFor {
 
     fn into_future(self) -> Self::IntoFuture {
         Box::pin(async move {
-            if self.resumes {
+            if !self.begins {
                 return Ok(None);
             }
             self.hub.check_capacity()?;
@@ -100,4 +102,4 @@ impl IntoFuture for BeginRunFor {
 }
 
 // The debug output omits the last will, because it may be secret.
-opaque_debug!(|begin: BeginRunFor| { resumes: begin.resumes });
+opaque_debug!(|begin: BeginRunFor| { begins: begin.begins });

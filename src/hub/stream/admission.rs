@@ -142,7 +142,8 @@ impl Hub {
 
     /// Returns an error if the hub would refuse any new stream now.
     pub(crate) fn check_capacity(&self) -> Result<(), RunError> {
-        let is_loaded = self.inner.shared_log.as_ref().is_none_or(SharedLog::is_loaded);
+        // The hub of a publisher reads no log.
+        let is_loaded = self.inner.shared_log.as_ref().is_none_or(|shared| shared.writes_only || shared.is_loaded());
         if self.is_draining() || !is_loaded || self.registry().is_full() {
             return Err(RunError::refused(self.jittered_retry(self.settings().retry, 1.0..=3.0)));
         }
