@@ -152,7 +152,7 @@ impl Run {
             Ok(None) => Found::Nothing,
             Err(error) if error.is_unavailable() => {
                 tracing::debug!(%error, "a run cannot be looked up");
-                Found::Unavailable
+                self.own_ended().map_or(Found::Unavailable, Found::Run)
             }
             Err(error) => return Err(error),
         };
@@ -161,7 +161,9 @@ impl Run {
 
     /// Looks the newest run of this name up like [`reader`](Self::reader). If there is none, waits
     /// at most this time for a run to begin. For a page that may open its stream before the job
-    /// begins: a response `204` would end an `EventSource` for good.
+    /// begins: a response `204` would end an `EventSource` for good. The wait ends early when the
+    /// hub drains. With a backplane, each waiting call asks the broker once per second, in case an
+    /// announcement was lost.
     ///
     /// # Errors
     ///
@@ -197,13 +199,22 @@ impl Run {
             // The time limits the wait for a run and not the search, because the caller would take
             // a late answer for the answer that there is no run.
             let reader = self.reader().await?;
-            if !reader.is_missing() || over.is_elapsed() {
+            if !reader.is_missing() || over.is_elapsed() || self.hub.is_draining() {
                 return Ok(reader);
             }
             // The announcement of another instance may be lost, so look again from time to time.
             let changed = pin!(begun.changed());
             let _ = tokio::time::timeout(LOOK_AGAIN, select(over.as_mut(), changed)).await;
         }
+    }
+
+    /// Returns the newest known run of this name, if this instance has written it to its end. The
+    /// job of a request may end before its handler looks the run up, and the broker may be away
+    /// then.
+    fn own_ended(&self) -> Option<Arc<RunContent>> {
+        let shared = self.hub.inner.shared_log.as_ref()?;
+        let run = self.hub.inner.runs.get(self.name.as_ref().ok()?)?;
+        (run.owner == shared.instance_id && run.progress().end.is_some()).then_some(run)
     }
 
     async fn find(&self) -> Result<Option<Arc<RunContent>>, RunError> {

@@ -99,14 +99,16 @@ impl RunWriter {
     /// # Errors
     ///
     /// Returns an error if the run has already been ended by another instance or by a drain, or if
-    /// the broker did not confirm the end. In the latter case, the hub completes the end in the
-    /// background, also if the future is dropped.
+    /// the broker did not confirm the end. In the latter case, the error is
+    /// [unknown](RunError::is_unknown), and the hub completes the end in the background. It does so
+    /// too if the future is dropped.
     pub async fn finish(self) -> Result<(), RunError> {
         self.end(None, None).await
     }
 
     /// Publishes the last event and ends the run, in one step: no reader receives the one without
-    /// the other. Errors are those of [`publish`](Self::publish) and [`finish`](Self::finish).
+    /// the other. The limits of a run do not apply to its last event. Errors are those of
+    /// [`finish`](Self::finish). If the event is invalid, the run ends as aborted.
     pub async fn finish_with(self, last: Event) -> Result<(), RunError> {
         self.end(Some(last), None).await
     }
@@ -144,11 +146,16 @@ impl RunWriter {
         if events.is_empty() && over.is_none() {
             return Ok(self.run.progress().events);
         }
+        if self.hub.is_closed() && over.is_none() {
+            // The drain is about to end the run. More events would only delay its end.
+            return Err(RunError::ENDED);
+        }
         let is_over = over.is_some();
         let Some(shared) = &self.hub.inner.shared_log else {
-            self.run.check(&drafts, &settings.runs)?;
+            let entry = Entry { drafts, over };
+            self.run.check(&entry, &settings.runs)?;
             let number = self.run.progress().entries + 1;
-            let first = self.run.apply(number, Entry { drafts, over }, self.hub.now()).ok_or(RunError::ENDED)?;
+            let first = self.run.apply(number, entry, self.hub.now()).ok_or(RunError::ENDED)?;
             if is_over {
                 self.hub.inner.run_ended(&self.name, self.run.id);
             }
@@ -187,6 +194,7 @@ impl Drop for RunWriter {
                 let mut outgoing = std::mem::take(self.turn.get_mut());
                 // The hub completes the end of the run, and publishes no event that was not sent.
                 outgoing.next.take_if(|(_, entry)| entry.over.is_none());
+                self.run.orphan();
                 let orphan = Orphan { name: self.name.clone(), run: Arc::clone(&self.run), outgoing };
                 shared.runs.lock().ends.push(DueEnd::Orphan(orphan));
                 self.hub.inner.ensure_shared_log();

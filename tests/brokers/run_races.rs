@@ -405,7 +405,9 @@ async fn a_finish_is_completed_when_the_broker_is_back() {
                 until(|| log.store.journal(NAME).unwrap().is_closed).await;
                 log.faults.set_silent(true);
             }
-            assert!(soon(finished).await.unwrap().unwrap_err().is_unavailable(), "{case}");
+            // The hub completes the end, so the caller must not take it for one that did not happen.
+            let error = soon(finished).await.unwrap().unwrap_err();
+            assert!(error.is_unavailable() && error.is_unknown(), "{case}: {error}");
         }
         // Shorter than the lease, so that the instance is not taken for a dead one.
         sleep(LEASE - PUBLISH_TIMEOUT * 3).await;
@@ -419,6 +421,88 @@ async fn a_finish_is_completed_when_the_broker_is_back() {
 
 fn owned(texts: &[&str]) -> Vec<String> {
     texts.iter().map(|&text| text.to_owned()).collect()
+}
+
+/// The task that completes the end waits for its next attempt when the drain begins.
+#[tokio::test(start_paused = true)]
+async fn a_drain_does_not_abort_a_run_whose_finish_is_not_confirmed_yet() {
+    let (log, one, _, two) = two().await;
+    let writer = begin(&one).await;
+    let stream = open(&two, &two.run(NAME)).await;
+    log.faults.set_away(true);
+    soon(writer.finish_with(event("last"))).await.unwrap_err();
+    sleep(PUBLISH_TIMEOUT).await;
+    log.faults.set_away(false);
+    one.drain(Duration::ZERO).await;
+    assert_eq!(log.store.journal(NAME).unwrap().end().unwrap(), "finished");
+    assert_eq!(read(stream).await, (owned(&["last"]), EndReason::Finished));
+}
+
+/// The job of a request ends, and the broker is then away while the handler looks the run up.
+#[tokio::test(start_paused = true)]
+async fn the_instance_that_wrote_a_run_to_its_end_can_read_it_without_the_broker() {
+    let (log, one, other, two) = two().await;
+    let writer = begin(&one).await;
+    writer.finish_with(event("last")).await.unwrap();
+    let run = two.run(NAME);
+    assert_eq!(run.state().await.unwrap(), RunState::Ended(RunEnd::Finished));
+    for faults in [&log.faults, &other.faults] {
+        faults.set_away(true);
+    }
+    assert_eq!(read(open(&one, &one.run(NAME)).await).await, (owned(&["last"]), EndReason::Finished));
+    // Another instance may not know that a later run of this name has begun.
+    let refused = two.respond(event_source(), Subscription::run(soon(run.reader()).await.unwrap()));
+    let body = String::from_utf8(soon(refused.into_response().into_body().collect()).await.unwrap().to_bytes().into());
+    assert!(!body.unwrap().contains("last"));
+}
+
+/// An instance begins the next run of a name before it has read the end of the earlier one, whose
+/// announcement is lost.
+#[tokio::test(start_paused = true)]
+async fn the_next_run_of_a_name_takes_no_event_from_the_readers_of_the_earlier_one() {
+    let (log, one, _, two) = two().await;
+    let writer = begin(&one).await;
+    let mut stream = open(&two, &two.run(NAME)).await;
+    writer.publish(event("0")).await.unwrap();
+    assert_eq!(next(&mut stream).await.0, "0");
+    log.faults.lose_messages("\"runs\"");
+    writer.finish_with(event("last")).await.unwrap();
+    let later = begin(&two).await;
+    assert_eq!(read(stream).await, (owned(&["last"]), EndReason::Finished));
+    later.finish().await.unwrap();
+}
+
+/// Other instances have ended the run of an instance that then begins the next run of this name.
+#[tokio::test(start_paused = true)]
+async fn the_next_run_of_a_name_ends_the_streams_of_an_earlier_one_that_others_have_ended() {
+    let (log, one, _, two) = two().await;
+    let writer = begin(&one).await;
+    let (here, there) = (open(&one, &one.run(NAME)).await, open(&two, &two.run(NAME)).await);
+    log.faults.set_silent(true);
+    assert_eq!(read(there).await, (owned(&["will"]), EndReason::Aborted));
+    log.faults.set_away(false);
+    let later = begin(&one).await;
+    soon(writer.stopped()).await;
+    assert_eq!(read(here).await.1, EndReason::Lagged);
+    later.finish().await.unwrap();
+}
+
+/// The broker has lost the newest entry, and another one has taken its number.
+#[tokio::test(start_paused = true)]
+async fn a_run_whose_last_entry_was_replaced_is_a_break_for_its_readers() {
+    let (log, one, _, two) = two().await;
+    let writer = begin(&one).await;
+    writer.publish(event("0")).await.unwrap();
+    writer.publish(event("1")).await.unwrap();
+    let mut stream = open(&two, &two.run(NAME)).await;
+    for text in ["0", "1"] {
+        assert_eq!(next(&mut stream).await.0, text);
+    }
+    log.store.roll_back(NAME, 1);
+    assert!(soon(writer.publish(event("2"))).await.unwrap_err().is_ended());
+    assert_eq!(closed(&log).await.events(), ["0", "will"]);
+    assert_eq!(read(stream).await, (vec![], EndReason::Lagged));
+    assert_eq!(soon(two.run(NAME).state()).await.unwrap(), RunState::Ended(RunEnd::Aborted));
 }
 
 /// The broker never accepts the last event, so the run cannot finish with it.
@@ -685,10 +769,12 @@ async fn a_run_that_the_broker_has_lost_is_a_break_for_its_readers_and_an_error_
     let here = open(&one, &one.run(NAME)).await;
     let mut there = open(&two, &two.run(NAME)).await;
     let (_, cursor) = next(&mut there).await;
+    let before = two.run(NAME).reader().await.unwrap();
     log.store.clear();
     // The other instance looks from time to time.
     assert_eq!(read(there).await, (vec![], EndReason::Lagged));
     assert_eq!(status(&two, two.run(NAME).reader().await.unwrap(), cursor), 404);
+    assert_eq!(status(&two, before, cursor), 404, "the reader has the run that was lost");
     assert!(soon(writer.publish(event("1"))).await.unwrap_err().is_ended());
     soon(writer.stopped()).await;
     assert_eq!(read(here).await, (vec!["0".to_owned()], EndReason::Lagged));

@@ -192,8 +192,10 @@ async fn a_limit_of_a_run_is_an_error_of_its_writer() {
     let writer = hub.run("a").begin().await.unwrap();
     writer.publish_many([event("0"), event("1")]).await.unwrap();
     assert!(writer.publish(event("2")).await.unwrap_err().is_over_limit());
-    writer.finish().await.unwrap();
-    assert_eq!(read(open(&hub, &hub.run("a")).await).await.0, ["0", "1"]);
+    // A writer at a limit can still tell its readers how the run ends.
+    writer.finish_with(event("end")).await.unwrap();
+    let (events, reason) = read(open(&hub, &hub.run("a")).await).await;
+    assert_eq!((&events[..], reason), (&["0".to_owned(), "1".to_owned(), "end".to_owned()][..], EndReason::Finished));
 
     let hub = Hub::builder().run_max_bytes(64).build().unwrap();
     let writer = hub.run("a").begin().await.unwrap();
@@ -272,6 +274,46 @@ async fn a_run_begins_once_for_a_request_that_resumes_with_the_same_post() {
     assert_eq!((error.status_code().as_u16(), error.retry_after().is_some()), (503, true));
 }
 
+/// A handler that begins a run does not begin one for a page that then receives `403`.
+#[tokio::test]
+async fn a_request_of_another_origin_begins_no_run() {
+    let hub = Hub::builder().build().unwrap();
+    let run = hub.run("answers/7");
+    let foreign = http::Request::post("/answers/7").header("host", "here.example");
+    let foreign = foreign.header("origin", "https://elsewhere.example").header("sec-fetch-site", "cross-site");
+    let foreign = StreamRequest::from_request(&foreign.body(()).unwrap());
+    assert!(run.begin_for(&foreign).await.unwrap().is_none());
+    assert_eq!(run.state().await.unwrap(), RunState::None);
+    let response = hub.respond(foreign, Subscription::run(run.reader().await.unwrap())).into_response();
+    assert_eq!(response.status(), 403);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stream_that_reaches_its_maximum_age_first_reads_the_rest_of_its_run() {
+    let hub = Hub::builder().max_connection_age(Duration::from_secs(60)).build().unwrap();
+    let writer = hub.run("answers/7").begin().await.unwrap();
+    let mut stream = open(&hub, &hub.run("answers/7")).await;
+    assert!(matches!(stream.next().await, Some(SubscriberItem::Live(_))));
+    // More than a stream reads in one step.
+    let events: Vec<String> = (0..200).map(|n| n.to_string()).collect();
+    writer.publish_many(events.iter().map(|text| event(text.clone()))).await.unwrap();
+    tokio::time::sleep(Duration::from_secs(120)).await;
+    assert_eq!(read(stream).await, (events, EndReason::Age));
+    writer.finish().await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_drain_ends_the_wait_for_a_run() {
+    let hub = Hub::builder().build().unwrap();
+    let run = hub.run("answers/7");
+    let waiting = tokio::spawn(async move { run.reader_within(Duration::from_secs(600)).await.unwrap() });
+    tokio::task::yield_now().await;
+    let begun = tokio::time::Instant::now();
+    hub.drain(Duration::ZERO).await;
+    assert!(waiting.await.unwrap().is_missing());
+    assert!(begun.elapsed() < Duration::from_secs(3), "{:?}", begun.elapsed());
+}
+
 #[tokio::test]
 async fn a_reader_waits_for_a_run_to_begin() {
     for (name, one, two) in one_and_two_instances().await {
@@ -342,7 +384,7 @@ async fn a_publisher_writes_a_run_that_instances_read_and_stop() {
     while !hub.is_ready() {
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
-    let writer = worker.run("imports/7").begin().await.unwrap();
+    let writer = worker.run("imports/7").begin_for(&request("POST", None, "*/*")).await.unwrap().unwrap();
     writer.publish(event("0")).await.unwrap();
     let stream = open(&hub, &hub.run("imports/7")).await;
     // The worker has no connections, so it is no peer that could announce their departures.

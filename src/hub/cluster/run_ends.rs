@@ -4,17 +4,18 @@
 //! 1. A call that is dropped leaves its end in [`Exchange::ends`](crate::hub::runs::exchange::Exchange).
 //!    The task carries the ends out until the broker has accepted them.
 //! 2. The ends of different runs do not wait for each other, and reads do not wait for ends.
-//! 3. A drain ends the runs of its instance itself, and does not wait for the task.
+//! 3. A drain ends the runs of its instance. It leaves to the task those that the task is ending, so
+//!    that a run that was finished does not end as aborted.
 
 use std::sync::{Arc, Weak};
 
 use bytes::Bytes;
-use futures::{FutureExt, StreamExt, stream};
+use futures::{FutureExt, StreamExt, future, stream};
 use tokio::time::Duration;
 
-use super::runs::{CONCURRENT, broker};
+use super::runs::{CONCURRENT, broker, is_rejected};
 use super::shared_log::SharedLog;
-use crate::backplane::{Answer, BackplaneError, Begun, in_time};
+use crate::backplane::{Answer, Begun, in_time};
 use crate::hub::runs::content::{Entry, RunContent};
 use crate::hub::runs::entry::{self, Beginning};
 use crate::hub::runs::exchange::{DueEnd, Orphan};
@@ -39,15 +40,10 @@ async fn work(inner: Weak<Inner>) {
     loop {
         let Some(hub) = inner.upgrade().map(|inner| Hub { inner }) else { return };
         let Some(shared) = &hub.inner.shared_log else { return };
-        let ends = std::mem::take(&mut shared.runs.lock().ends);
-        if ends.is_empty() {
+        if shared.runs.lock().ends.is_empty() {
             return;
         }
-        let ends: Vec<_> = ends.into_iter().map(|end| hub.end_due(shared, Undone { shared, end: Some(end) })).collect();
-        let done = stream::iter(ends)
-            .buffer_unordered(CONCURRENT)
-            .fold(true, |all, is_done| std::future::ready(all && is_done));
-        if done.await {
+        if hub.end_all_due(shared).await {
             back_off = BackOff::new();
         } else {
             drop(hub);
@@ -69,6 +65,14 @@ impl Drop for Undone<'_> {
 }
 
 impl Hub {
+    /// Carries out all ends that are due. Returns whether all of them are done.
+    async fn end_all_due(&self, shared: &SharedLog) -> bool {
+        let due = std::mem::take(&mut shared.runs.lock().ends);
+        let ends: Vec<_> = due.into_iter().map(|end| self.end_due(shared, Undone { shared, end: Some(end) })).collect();
+        let done = stream::iter(ends).buffer_unordered(CONCURRENT);
+        done.fold(true, |all, is_done| std::future::ready(all && is_done)).await
+    }
+
     /// Carries out one end. Returns whether it is done.
     async fn end_due(&self, shared: &SharedLog, mut undone: Undone<'_>) -> bool {
         let ended = match &mut undone.end {
@@ -157,17 +161,15 @@ impl Hub {
         };
         let own: Vec<_> = runs.filter(|(_, run)| run.owner == shared.instance_id).collect();
         let ends = stream::iter(own).for_each_concurrent(CONCURRENT, |(name, run)| async move {
+            if run.is_orphan() {
+                return run.ended().await;
+            }
             if let Err(error) = self.end_own_run(shared, &name, &run).await {
                 tracing::warn!(%error, "a run of this instance could not be ended: its readers learn it after peer_timeout");
             }
         });
         // The error is logged for each run, or the lease of this instance ends the runs.
+        let ends = future::join(self.end_all_due(shared), ends);
         let _ = tokio::time::timeout(self.settings().publish_timeout, ends).await;
     }
-}
-
-/// Returns whether the broker will not accept the request, also if it is repeated.
-fn is_rejected(error: &RunError) -> bool {
-    let cause = std::error::Error::source(error).and_then(|cause| cause.downcast_ref::<BackplaneError>());
-    cause.is_some_and(BackplaneError::is_rejected)
 }

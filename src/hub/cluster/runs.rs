@@ -13,6 +13,7 @@
 //!    the broker ([`Awaited`]), or it is a stray one, which the next read ends.
 
 use std::collections::hash_set::HashSet;
+use std::error::Error;
 use std::sync::{Arc, Weak};
 
 use bytes::Bytes;
@@ -112,13 +113,19 @@ impl Hub {
         let beginning = Beginning { owner: shared.instance_id, will };
         let first = Bytes::from(entry::encode_beginning(&beginning));
         for _ in 0..BEGINNINGS {
+            // The next run replaces the earlier one at the broker. So the readers of this instance
+            // first receive the rest of the earlier run.
+            let earlier = self.inner.runs.get(name).filter(|run| run.is_active() && run.owner != shared.instance_id);
+            if earlier.is_some() && self.is_run_active(shared, name).await? {
+                return Err(RunError::ACTIVE);
+            }
             let mut begun = MayHaveBegun::new(self, shared, name, &first);
             let answer = self.persist(|| shared.backplane.begin_journal(name.as_str(), first.clone())).await;
             begun.is_unknown = answer.as_ref().is_err_and(BackplaneError::is_unknown);
             if let Begun::New(id) = answer.map_err(|error| broker(&error))? {
                 let run = Arc::new(RunContent::new(Epoch(id.get()), beginning.owner, beginning.will));
                 run.apply(1, Entry::default(), self.now());
-                let run = self.inner.runs.put(name, run);
+                let run = self.inner.runs.put(name, run, self.now());
                 let awaited = shared.runs.lock().beginnings.remove(&first);
                 if awaited.is_some_and(|awaited| awaited.stop == Some(run.id)) {
                     run.ask_to_stop();
@@ -127,12 +134,17 @@ impl Hub {
                 return Ok(run);
             }
             // Reading the active run ends it if the instance of its writer is gone.
-            let known = self.refresh_run(shared, name).await.map_err(|error| broker(&error))?;
-            if known.is_some_and(|run| run.is_active()) {
+            if self.is_run_active(shared, name).await? {
                 return Err(RunError::ACTIVE);
             }
         }
         Err(RunError::ACTIVE)
+    }
+
+    async fn is_run_active(&self, shared: &SharedLog, name: &Topic) -> Result<bool, RunError> {
+        let newest = self.refresh_run(shared, name).await;
+        let newest = newest.map_err(|error| PublishError::broker(false, error))?;
+        Ok(newest.is_some_and(|run| run.is_active()))
     }
 
     /// Completes the entry that the broker has not confirmed, and then appends the next entry.
@@ -145,15 +157,17 @@ impl Hub {
         run: &Arc<RunContent>,
         outgoing: &mut Outgoing,
     ) -> Result<u64, RunError> {
-        // While the outcome of the earlier entry is unknown, the next one is certainly not stored.
-        let is_known = |error: RunError| match error.is_unknown() {
-            true => PublishError::broker(false, error).into(),
+        // While the outcome of the earlier entry is unknown, the next one is not stored yet. An end
+        // is stored later, because the hub completes it.
+        let is_end = outgoing.next.as_ref().is_some_and(|(_, entry)| entry.over.is_some());
+        let of_next = |error: RunError| match error.is_unavailable() {
+            true => PublishError::broker(is_end && !is_rejected(&error), error).into(),
             false => error,
         };
-        self.append_to_run(shared, name, run, &mut outgoing.unconfirmed).await.map_err(is_known)?;
+        self.append_to_run(shared, name, run, &mut outgoing.unconfirmed).await.map_err(of_next)?;
         let Progress { events, entries, .. } = run.progress();
         if let Some((_, entry)) = &outgoing.next {
-            run.check(&entry.drafts, &self.settings().runs)?;
+            run.check(entry, &self.settings().runs)?;
         }
         let number = entries + 1;
         let next = outgoing.next.take();
@@ -204,7 +218,7 @@ impl Hub {
                 if !is_kept {
                     *unconfirmed = None;
                 }
-                Err(broker(&error))
+                Err(PublishError::broker(is_kept, error.duplicate()).into())
             }
         }
     }
@@ -281,6 +295,13 @@ impl Hub {
                     }
                 }
             }
+            if run.is_active() && page.is_closed && run.progress().entries >= page.last {
+                // The broker was restored from a backup, and the run has ended since: this instance
+                // has another last entry. Read again what the broker has now.
+                run.lose(self.now());
+                self.inner.runs.forget(name, run.id);
+                continue;
+            }
             if run.progress().entries >= page.last || !run.is_active() {
                 return Ok(Some(run));
             }
@@ -334,15 +355,18 @@ impl Hub {
                 Err(error) => error,
             };
             is_unknown |= error.is_unknown();
-            let is_late = tokio::time::timeout_at(until, back_off.wait()).await.is_err();
-            if error.is_rejected() || is_late {
+            if error.is_rejected() || tokio::time::timeout_at(until, back_off.wait()).await.is_err() {
                 return Err(if is_unknown { BackplaneError::unknown(error.to_string()) } else { error });
             }
         }
     }
 
-    /// Makes the control task announce the newest entry of a run.
+    /// Makes the control task announce the newest entry of a run, unless a later run of this name
+    /// has begun.
     fn announce_run(&self, shared: &SharedLog, name: &Topic, run: &RunContent) {
+        if self.inner.runs.get(name).is_some_and(|newest| newest.id != run.id) {
+            return;
+        }
         let news = RunNews { id: run.id, entries: run.progress().entries };
         shared.runs.lock().note(name, news);
         self.inner.ensure_shared_log();
@@ -452,4 +476,10 @@ fn journal(id: Epoch) -> JournalId {
 /// Converts the error of a broker into that of a caller.
 pub(super) fn broker(error: &BackplaneError) -> RunError {
     PublishError::broker(error.is_unknown(), error.duplicate()).into()
+}
+
+/// Returns whether the broker will not accept the request, also if it is repeated.
+pub(super) fn is_rejected(error: &RunError) -> bool {
+    let causes = std::iter::successors(error.source(), |&cause| cause.source());
+    causes.filter_map(|cause| cause.downcast_ref::<BackplaneError>()).any(BackplaneError::is_rejected)
 }

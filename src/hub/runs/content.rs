@@ -32,15 +32,17 @@ pub(in crate::hub) struct RunContent {
     pub(in crate::hub) is_stray: bool,
     prefix: IdPrefix,
     state: Mutex<State>,
-    /// For the writer.
+    /// For the writer and for a drain.
     signals: watch::Sender<Signals>,
 }
 
-/// What a writer waits for.
+/// What a writer or a drain waits for.
 #[derive(Clone, Copy, Debug, Default)]
 struct Signals {
     /// Whether the run should stop.
     stop: bool,
+    /// Whether the writer was dropped, and a task ends the run.
+    orphan: bool,
     /// Whether the run has ended, or the rest of it can no longer be read.
     over: bool,
 }
@@ -129,11 +131,17 @@ impl RunContent {
         Position::new(self.id, events)
     }
 
-    /// Returns an error if these events would exceed a limit of the run, or if the run has ended.
-    pub(in crate::hub) fn check(&self, drafts: &[Draft], limits: &RunLimits) -> Result<(), RunError> {
+    /// Returns an error if this entry would exceed a limit of the run, or if the run has ended. The
+    /// limits do not apply to the last event, so that a writer at a limit can still end its run
+    /// with an event.
+    pub(in crate::hub) fn check(&self, entry: &Entry, limits: &RunLimits) -> Result<(), RunError> {
+        let Entry { drafts, over } = entry;
         let state = self.state.lock();
         if state.over.is_some() || state.lost {
             return Err(RunError::ENDED);
+        }
+        if over.is_some() {
+            return Ok(());
         }
         if state.frames.len() + drafts.len() > limits.events {
             return Err(RunError::TOO_MANY_EVENTS);
@@ -229,6 +237,20 @@ impl RunContent {
 
     pub(in crate::hub) fn is_asked_to_stop(&self) -> bool {
         self.signals.borrow().stop
+    }
+
+    /// Notes that the writer was dropped, and that a task ends the run.
+    pub(in crate::hub) fn orphan(&self) {
+        self.signals.send_modify(|signals| signals.orphan = true);
+    }
+
+    pub(in crate::hub) fn is_orphan(&self) -> bool {
+        self.signals.borrow().orphan
+    }
+
+    /// Completes when the run is over.
+    pub(in crate::hub) async fn ended(&self) {
+        let _ = self.signals.subscribe().wait_for(|signals| signals.over).await;
     }
 
     /// Completes when the writer is asked to stop, or when the run is over.

@@ -34,16 +34,15 @@ pub(crate) struct RunCursor {
 /// [`Subscription::run`](crate::Subscription::run).
 pub(in crate::hub) fn place(source: &RunSource, cursor: Cursor, from_event_source: bool) -> Result<RunCursor, Refusal> {
     let run = match source.found.downcast_ref::<Found>() {
-        Some(Found::Run(run)) => Arc::clone(run),
+        Some(Found::Run(run)) if !run.progress().lost => Arc::clone(run),
         Some(Found::Unavailable) => return Err(Refusal::retry_later(RefusalReason::Starting)),
-        Some(Found::Nothing) | None if cursor == Cursor::Absent => return Err(Refusal::NO_RUN),
-        Some(Found::Nothing) | None => return Err(Refusal::UNRESUMABLE),
+        _ if cursor == Cursor::Absent => return Err(Refusal::NO_RUN),
+        _ => return Err(Refusal::UNRESUMABLE),
     };
     let progress = run.progress();
     // The client is ahead if another instance has read an event before the instance of the writer
     // has received the answer of the broker. The stream then waits for the event.
-    let may_be_ahead = progress.end.is_none() && !progress.lost;
-    let most = if may_be_ahead { u64::MAX } else { progress.events };
+    let most = if progress.end.is_none() { u64::MAX } else { progress.events };
     match cursor {
         Cursor::Absent if progress.end.is_some() && source.only_while_active => Err(Refusal::NO_RUN),
         Cursor::Absent => Ok(RunCursor { run, read: source.skipped.min(most), resumes: false }),

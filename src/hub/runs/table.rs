@@ -47,13 +47,18 @@ impl Runs {
     }
 
     /// Sets the run of a name, in place of an earlier run. Returns the run of the table: a reader
-    /// may have added a copy of the same run.
-    pub(in crate::hub) fn put(&self, name: &Topic, run: Arc<RunContent>) -> Arc<RunContent> {
+    /// may have added a copy of the same run. The rest of an earlier run whose end this instance
+    /// has not read is lost, because the broker has replaced that run too.
+    pub(in crate::hub) fn put(&self, name: &Topic, run: Arc<RunContent>, now: Millis) -> Arc<RunContent> {
         let mut table = self.table.lock();
         if let Some(known) = table.by_name.get(name).filter(|known| known.id == run.id) {
             return Arc::clone(known);
         }
-        table.put(name, &run);
+        let earlier = table.put(name, &run);
+        drop(table);
+        if let Some(earlier) = earlier {
+            earlier.lose(now);
+        }
         run
     }
 
@@ -87,8 +92,9 @@ impl Runs {
 
     /// Forgets a run, unless its name leads to another run by now.
     pub(in crate::hub) fn forget(&self, name: &Topic, id: Epoch) {
-        let mut table = self.table.lock();
-        table.forget(name, id);
+        let forgotten = self.table.lock().forget(name, id);
+        // The events of a run may be many, so they are freed without the lock.
+        drop(forgotten);
     }
 
     /// Notes that an ended run is forgotten at this time.
@@ -139,12 +145,14 @@ impl Runs {
 }
 
 impl Table {
-    fn put(&mut self, name: &Topic, run: &Arc<RunContent>) {
-        self.by_name.insert(name.clone(), Arc::clone(run));
+    /// Returns the earlier run of this name.
+    fn put(&mut self, name: &Topic, run: &Arc<RunContent>) -> Option<Arc<RunContent>> {
+        let earlier = self.by_name.insert(name.clone(), Arc::clone(run));
         if let Some(waiting) = self.waiting.remove(name) {
             // An error means that all callers have given up.
             let _ = waiting.send(());
         }
+        earlier
     }
 
     fn forget(&mut self, name: &Topic, id: Epoch) -> Option<Arc<RunContent>> {
