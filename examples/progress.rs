@@ -46,8 +46,9 @@ fn is_prime(number: u32) -> bool {
 /// Begins a computation and returns its name. The run begins first, so that a page that knows the
 /// name finds the run.
 async fn start(State(hub): State<Hub>) -> Result<(StatusCode, String), RunError> {
-    // A random name. After a restart, a counter would give the name in an open page to another job.
-    let job = format!("{:016x}", fastrand::u64(..));
+    // A random name, which no other client can guess. After a restart, a counter would give the
+    // name in an open page to another job.
+    let job = uuid::Uuid::new_v4().simple().to_string();
     let interrupted = Event::new("failed", "The computation was interrupted.");
     let writer = hub.run(format!("jobs/{job}")).begin().last_will(interrupted).await?;
     tokio::spawn(async move {

@@ -19,8 +19,8 @@ use crate::types::{
 
 /// A publisher to a log that instances share, for workers, command-line tools and cron jobs.
 ///
-/// A publisher has no HTTP, no streams, no memory for subscribers and no background tasks. A clone
-/// costs one reference count.
+/// A publisher has no HTTP, no streams and no memory for subscribers. It has background tasks only
+/// after a call of [`run`](Publisher::run). A clone costs one reference count.
 ///
 /// Keep one publisher for the life of the process. A publisher remembers the position of its newest
 /// record, and passes this position to the log with the next publish. If the log ends before this
@@ -212,7 +212,7 @@ impl Publisher {
     /// Returns the run of this name, for a worker that writes runs. [`Hub::run`](crate::Hub::run)
     /// describes names.
     ///
-    /// From the first call on, the publisher tells the instances that it is alive, every third of
+    /// From the first call on, the publisher sends the instances a sign of life every third of
     /// [`peer_timeout`](HubBuilder::peer_timeout). They end its runs `peer_timeout` after it has
     /// died, so this setting must be the same everywhere. Keep the publisher until its runs have
     /// ended: with its last clone and its last writer, it stops. A worker that exits ends its runs

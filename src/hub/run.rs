@@ -62,8 +62,8 @@ impl Hub {
     /// Returns the run of this name. This call looks nothing up and begins nothing.
     ///
     /// A name has 1 to 255 bytes without control characters, as that of a topic. An invalid name is
-    /// an error of the methods of [`Run`]. Take a name that a client cannot guess, or check who may
-    /// read the run before the handler responds with it.
+    /// an error of the methods of [`Run`]. Take a name that a client cannot guess, or check that
+    /// the client may read the run before the handler responds with it.
     pub fn run<N: TryInto<Topic, Error: Into<InvalidName>>>(&self, name: N) -> Run {
         Run { hub: self.clone(), name: name.try_into().map_err(Into::into) }
     }
@@ -77,7 +77,8 @@ impl Run {
     /// The future returns an error with [`is_active`](RunError::is_active) while a run of this name
     /// is active on any instance. After the end of that run, the next run of this name begins, and
     /// replaces the kept one. Other errors: the name or the last will is invalid, the hub was
-    /// drained, or the broker is unavailable. If an error is
+    /// drained, there is a backplane and no tokio runtime, or the broker did not answer within
+    /// [`HubBuilder::publish_timeout`](crate::HubBuilder::publish_timeout). If an error is
     /// [unknown](RunError::is_unknown), the run may have begun. The hub then ends it in the
     /// background as aborted.
     ///
@@ -117,10 +118,11 @@ impl Run {
     }
 
     /// Asks the writer to stop, on whichever instance it is. Returns false if no run of this name
-    /// is active.
+    /// is active. A further call has no further effect.
     ///
     /// [`RunWriter::stopped`] then completes. The writer decides when the run ends. Closing a
-    /// stream stops nothing, so a page needs a route that calls this method.
+    /// stream stops nothing, so a page needs a route that calls this method. An instance that
+    /// cannot reach the broker receives the request when it can again.
     ///
     /// # Errors
     ///
@@ -253,7 +255,8 @@ pub struct BeginRun {
 impl BeginRun {
     /// Sets the last event of the run if it ends as aborted: its writer was dropped, its instance
     /// was drained, or its instance has died. Take the error event of the protocol that the clients
-    /// speak. Without a last will, bare streams of an aborted run break instead of ending.
+    /// speak. Its size counts against no limit of the run. Without a last will, bare streams of an
+    /// aborted run break instead of ending.
     pub fn last_will(mut self, event: Event) -> Self {
         self.will = Some(event);
         self

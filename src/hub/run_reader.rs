@@ -9,8 +9,9 @@ use crate::types::{RunSource, Subscription};
 /// A run that was looked up: [`Run::reader`](crate::Run::reader). It opens streams through
 /// [`Subscription::run`].
 ///
-/// A reader keeps the run that it found. If the run of the name is replaced by a new one, the
-/// reader still reads the earlier run.
+/// A reader keeps the run that it found, and all of its events, in memory. If a new run of the name
+/// begins, the reader still reads the earlier run. With a backplane, this instance must have read
+/// the earlier run to its end by then. Otherwise the rest is lost.
 #[derive(Clone)]
 pub struct RunReader {
     pub(super) found: Found,
@@ -32,8 +33,8 @@ impl Subscription {
     /// The stream begins with the first event of the run, or after the cursor that the client
     /// sends. It ends after the last event. With [`with_user`](Self::with_user), the stream counts
     /// for the limits and the presence of a user, and a
-    /// [disconnect](crate::Target::disconnect) of the user ends it. Topics of the subscription are
-    /// ignored.
+    /// [disconnect](crate::Target::disconnect) of the user ends it. The stream does not read the
+    /// topics of the subscription, and [`start`](Self::start) has no effect.
     ///
     /// The answer to a request depends on its cursor (`Last-Event-ID`) and on the run:
     ///

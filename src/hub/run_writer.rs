@@ -60,8 +60,12 @@ impl RunWriter {
     ///
     /// # Errors
     ///
-    /// Returns an error if the event is invalid, if the run would exceed a limit, if the run was
-    /// ended by another instance or by a drain, or if the broker is unavailable. After an error
+    /// Returns an error if the event is invalid, if the run would exceed
+    /// [`HubBuilder::run_max_bytes`](crate::HubBuilder::run_max_bytes) (8 MiB) or
+    /// [`HubBuilder::run_max_events`](crate::HubBuilder::run_max_events) (100,000), if the run was
+    /// ended by another instance or by a drain, or if the broker did not answer within
+    /// [`HubBuilder::publish_timeout`](crate::HubBuilder::publish_timeout) (5 s; twice this time if
+    /// the call first completes an earlier event). After an error
     /// that is not [unknown](RunError::is_unknown), the run does not have the event. After an
     /// unknown one, the run may have it, and the next call first completes it.
     ///
@@ -108,7 +112,9 @@ impl RunWriter {
 
     /// Publishes the last event and ends the run, in one step: no reader receives the one without
     /// the other. The limits of a run do not apply to its last event. Errors are those of
-    /// [`finish`](Self::finish). If the event is invalid, the run ends as aborted.
+    /// [`finish`](Self::finish). If the event is invalid or the broker rejects it, the run ends as
+    /// aborted, with its last will. So publish a result that may be too large with
+    /// [`publish`](Self::publish) first.
     pub async fn finish_with(self, last: Event) -> Result<(), RunError> {
         self.end(Some(last), None).await
     }

@@ -77,7 +77,8 @@ impl Hub {
 
     fn place_of(&self, id: ConnectionId, user: Option<&UserId>) -> Option<Place> {
         if let Some(handle) = self.registry().find(id) {
-            return (handle.user() == user).then_some(Place::Here(handle));
+            // A stream of a run reads no topics.
+            return (handle.user() == user && !handle.reads_run).then_some(Place::Here(handle));
         }
         let (owner, topics) = self.inner.shared_log.as_ref()?.find(id)?;
         (owner.as_ref() == user).then_some(Place::Elsewhere(topics))

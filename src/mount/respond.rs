@@ -220,7 +220,12 @@ impl Hub {
                 plain(StatusCode::BAD_REQUEST, "bad subscription\n")
             }
             Kind::Panicked => plain(StatusCode::INTERNAL_SERVER_ERROR, "internal error\n"),
-            Kind::Gone | Kind::NoRun => with_status(StatusCode::NO_CONTENT, EventBody::empty()),
+            Kind::Gone | Kind::NoRun => {
+                // The next answer may differ, and a cache may store `204`.
+                let mut response = with_status(StatusCode::NO_CONTENT, EventBody::empty());
+                response.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+                response
+            }
             Kind::Unresumable => plain(StatusCode::NOT_FOUND, "the stream cannot resume from this id\n"),
             Kind::RetryLater { reason, retry } => {
                 let reason = *reason;

@@ -52,8 +52,9 @@ impl RunError {
     }
 
     /// Returns whether the run has ended although this writer has not ended it: its instance was
-    /// drained, or other instances did not hear from this instance for
-    /// [`HubBuilder::peer_timeout`](crate::HubBuilder::peer_timeout). The writer can stop its work.
+    /// drained, other instances did not hear from this instance for
+    /// [`HubBuilder::peer_timeout`](crate::HubBuilder::peer_timeout), or the broker has lost the run.
+    /// The writer can stop its work.
     #[must_use]
     pub fn is_ended(&self) -> bool {
         matches!(self.0, Kind::Ended)
@@ -62,7 +63,7 @@ impl RunError {
     /// Returns whether the run would exceed
     /// [`HubBuilder::run_max_bytes`](crate::HubBuilder::run_max_bytes) or
     /// [`HubBuilder::run_max_events`](crate::HubBuilder::run_max_events). The hub has not published
-    /// the event. The run is still active.
+    /// the event. The run is still active. Its last event has no such limit.
     #[must_use]
     pub fn is_over_limit(&self) -> bool {
         matches!(self.0, Kind::OverLimit(_))
@@ -113,7 +114,7 @@ impl RunError {
     }
 
     /// Returns the time after which the client may retry, for the header `Retry-After`. Returns
-    /// `None` if a retry cannot succeed.
+    /// `None` if a retry cannot succeed, or only after the active run of this name has ended.
     #[must_use]
     pub fn retry_after(&self) -> Option<Duration> {
         match &self.0 {

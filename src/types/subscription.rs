@@ -478,7 +478,8 @@ impl Subscription {
     ///   [`visible_heartbeat`](crate::HubBuilder::visible_heartbeat).
     /// - The hub ends the stream with an error, after a whole event, whatever
     ///   [`stream_end`](Self::stream_end) is. Many clients take an end without an error for a
-    ///   complete result. HTTP/1.0 cannot express the difference.
+    ///   complete result. Only the end of a [run](Self::run) ends the stream without an error,
+    ///   unless the run was aborted without a last will. HTTP/1.0 cannot express the difference.
     /// - The hub cannot report a gap. An open stream ends with an error before the first event
     ///   after the gap. A request with a cursor from which the hub cannot resume receives `404`.
     ///   Without a cursor, [`Start::Oldest`] and [`Start::Last`] begin with the retained events,

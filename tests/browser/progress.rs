@@ -90,6 +90,22 @@ async fn a_page_that_is_reloaded_after_the_end_shows_the_result() {
     page.until("events.readyState === EventSource.CLOSED").await;
 }
 
+/// The connection may break between the result and the end of the run. A page that then asked again
+/// would receive `204`, and would replace the result.
+#[tokio::test]
+async fn a_page_closes_its_stream_at_the_result() {
+    let Some(browser) = browser() else { return };
+    let hub = hub();
+    let (_server, url) = start(&hub).await;
+    let writer = hub.run("jobs/seven").begin().await.unwrap();
+    let context = browser.context(json!({})).await;
+    let page = context.page(&url).await;
+    writer.publish(Event::new("result", "25 primes below 100")).await.unwrap();
+    page.until("events.readyState === EventSource.CLOSED").await;
+    shows(&page, 0, "25 primes below 100").await;
+    writer.finish().await.unwrap();
+}
+
 #[tokio::test]
 async fn a_page_shows_that_its_computation_was_interrupted() {
     let Some(browser) = browser() else { return };

@@ -4,9 +4,11 @@
 use std::time::Duration;
 
 use http_body_util::BodyExt;
+use tower::Service;
 use tower_sse::backplane::Memory;
 use tower_sse::{
-    EndReason, Event, Hub, HubBuilder, Run, RunEnd, RunState, StreamRequest, Subscriber, SubscriberItem, Subscription,
+    EndReason, Event, Hub, HubBuilder, Public, Run, RunEnd, RunState, StreamRequest, Subscriber, SubscriberItem,
+    Subscription, TopicFilter,
 };
 
 /// Reads a stream to its end. Returns the data of its events, and the reason of its end.
@@ -256,7 +258,10 @@ async fn the_answer_depends_on_the_cursor_and_the_run() {
         assert_eq!(ask(&two, request("GET", Some(&ids[1]), "*/*")).await.status(), 200, "{name}");
         let reader = two.run("answers/7").reader().await.unwrap();
         let only_active = two.respond(request("GET", None, "*/*"), Subscription::run(reader).only_while_active());
-        assert_eq!(only_active.into_response().status(), 204, "{name}");
+        let only_active = only_active.into_response();
+        assert_eq!(only_active.status(), 204, "{name}");
+        // The answer is another one as soon as the next run begins.
+        assert_eq!(only_active.headers()["cache-control"], "no-store", "{name}");
     }
 }
 
@@ -345,6 +350,20 @@ async fn a_stream_of_a_run_belongs_to_a_user_without_the_users_events() {
     assert_eq!(next_event(&mut stream).await, "of the run");
     hub.user("ada").disconnect(tower_sse::Disconnect::now()).await.unwrap();
     assert_eq!(read(stream).await.1, EndReason::Disconnected);
+}
+
+/// The stream would never have the events of the topic, and the user would count as a member.
+#[tokio::test]
+async fn a_page_cannot_join_topics_to_a_stream_of_a_run() {
+    let hub = Hub::builder().build().unwrap();
+    let writer = hub.run("answers/7").begin().await.unwrap();
+    let stream = open(&hub, &hub.run("answers/7")).await;
+    let mut endpoint = hub.endpoint(Public::topics(TopicFilter::any())).allow_topic_changes();
+    let change = format!("/events/{}/topics?join=news", stream.connection());
+    let response = endpoint.call(http::Request::post(change).body(()).unwrap()).await.unwrap();
+    assert_eq!(response.status(), 404);
+    assert!(hub.connections()[0].topics.is_empty());
+    writer.finish().await.unwrap();
 }
 
 #[tokio::test]

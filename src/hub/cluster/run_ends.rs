@@ -1,11 +1,12 @@
 //! The ends of runs whose callers are gone: their writers were dropped, or the outcome of their
 //! beginnings is unknown.
 //!
-//! 1. A call that is dropped leaves its end in [`Exchange::ends`](crate::hub::runs::exchange::Exchange).
-//!    The task carries the ends out until the broker has accepted them.
+//! 1. A call that is dropped leaves its end in
+//!    [`Exchange::ends`](crate::hub::runs::exchange::Exchange). The task carries the ends out until
+//!    the broker has accepted them.
 //! 2. The ends of different runs do not wait for each other, and reads do not wait for ends.
-//! 3. A drain ends the runs of its instance. It leaves to the task those that the task is ending, so
-//!    that a run that was finished does not end as aborted.
+//! 3. A drain ends the runs of its instance. It leaves to the task those that the task is ending,
+//!    so that a run that was finished does not end as aborted.
 
 use std::sync::{Arc, Weak};
 
@@ -24,7 +25,7 @@ use crate::hub::tasks::background::Job;
 use crate::hub::{Hub, Inner};
 use crate::types::{Epoch, RunError, Topic};
 
-/// The time for which the broker keeps a run that ended before anybody could read it.
+/// The time for which the broker keeps a run whose caller never learned that it had begun.
 const KEEP_UNREAD: Duration = Duration::from_secs(1);
 
 pub(in crate::hub) static JOB: Job<Inner> =
@@ -159,17 +160,22 @@ impl Hub {
             runs.for_each(|(name, run)| self.inner.abort_local_run(&name, &run));
             return;
         };
-        let own: Vec<_> = runs.filter(|(_, run)| run.owner == shared.instance_id).collect();
-        let ends = stream::iter(own).for_each_concurrent(CONCURRENT, |(name, run)| async move {
-            if run.is_orphan() {
-                return run.ended().await;
-            }
-            if let Err(error) = self.end_own_run(shared, &name, &run).await {
-                tracing::warn!(%error, "a run of this instance could not be ended: its readers learn it after peer_timeout");
-            }
-        });
+        let own = runs.filter(|(_, run)| run.owner == shared.instance_id);
+        let own: Vec<_> = own.map(|(name, run)| self.end_or_wait(shared, name, run)).collect();
+        let own = stream::iter(own).buffer_unordered(CONCURRENT).collect::<()>();
+        let ends = future::join(self.end_all_due(shared), own);
         // The error is logged for each run, or the lease of this instance ends the runs.
-        let ends = future::join(self.end_all_due(shared), ends);
         let _ = tokio::time::timeout(self.settings().publish_timeout, ends).await;
+    }
+
+    /// Ends a run of this instance as aborted, or waits for the task that ends the run as its
+    /// writer has asked.
+    async fn end_or_wait(&self, shared: &SharedLog, name: Topic, run: Arc<RunContent>) {
+        if run.is_orphan() {
+            return run.ended().await;
+        }
+        if let Err(error) = self.end_own_run(shared, &name, &run).await {
+            tracing::warn!(%error, "a run of this instance could not be ended: its readers learn it after peer_timeout");
+        }
     }
 }

@@ -25,6 +25,8 @@ struct Table {
     forget: VecDeque<(Millis, Topic, Epoch)>,
     /// The callers that wait for a run of a name to begin.
     waiting: HashMap<Topic, watch::Sender<()>>,
+    /// The number of entries of `waiting` from which the callers that have given up are removed.
+    clean_at: usize,
 }
 
 impl Runs {
@@ -131,8 +133,9 @@ impl Runs {
     pub(in crate::hub) fn wait_for(&self, name: &Topic) -> watch::Receiver<()> {
         let mut table = self.table.lock();
         // Callers that have given up leave their senders behind.
-        if table.waiting.len() > 1024 {
+        if table.waiting.len() >= table.clean_at {
             table.waiting.retain(|_, sender| sender.receiver_count() > 0);
+            table.clean_at = (2 * table.waiting.len()).max(1024);
         }
         table.waiting.entry(name.clone()).or_insert_with(|| watch::Sender::new(())).subscribe()
     }

@@ -172,6 +172,9 @@ impl Hub {
         change: &Change,
         asked_at: DisconnectClock,
     ) -> Result<Vec<Topic>, Refusal> {
+        if handle.reads_run {
+            return Err(Refusal::gone());
+        }
         let Change { leave, join, since, bounds } = change;
         let limit = self.settings().max_topics;
         // Check the limit before the work below, whose cost grows with the number of topics.

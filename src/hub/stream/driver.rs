@@ -57,7 +57,7 @@ pub(crate) struct StreamDriver {
     opening: Option<Box<Opening>>,
     progress: Progress,
     /// The way in which the stream ends. Clients of a bare stream take a proper end for a complete
-    /// result, so such a stream always ends with an error.
+    /// result, so such a stream ends with an error, unless it has read a run to its end.
     end: StreamEnd,
     /// The place of the ids if the stream is bare, and `None` otherwise. A bare stream has nothing
     /// but the application's events: [`encode`](super::encode) writes nothing for the other steps.

@@ -7,6 +7,7 @@ use futures::stream::BoxStream;
 use serde::Deserialize;
 use serde_json::{Value, json};
 use tower_sse::{Event, EventStream, Hub, Ids, RunError, RunWriter, StreamRequest, Subscription};
+use uuid::Uuid;
 
 /// Returns the words of the answer to a question.
 pub type Model = fn(&Value) -> BoxStream<'static, String>;
@@ -29,7 +30,7 @@ struct Named {
 
 async fn ask(State((hub, model)): App, request: StreamRequest, Json(input): Json<Value>) -> Result<EventStream> {
     // Every chunk has the id, so the page knows what to stop.
-    let id = format!("chatcmpl-{:016x}", fastrand::u64(..));
+    let id = format!("chatcmpl-{}", Uuid::new_v4().simple()); // no client can guess it
     let run = hub.run(format!("completions/{id}"));
     let interrupted = Event::unnamed(json!({ "error": { "message": "interrupted" } }).to_string());
     if let Some(writer) = run.begin_for(&request).last_will(interrupted).await? {

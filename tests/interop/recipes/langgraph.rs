@@ -1,5 +1,6 @@
-use axum::extract::{Path, State};
+use axum::extract::{Path, Request, State};
 use axum::http::{StatusCode, header};
+use axum::middleware::map_request;
 use axum::response::{IntoResponse, Response, Result};
 use axum::routing::{get, post};
 use axum::{Json, Router};
@@ -14,7 +15,7 @@ pub type Model = fn(&Value) -> BoxStream<'static, String>;
 pub fn routes(hub: Hub, model: Model) -> Router {
     Router::new()
         .route("/threads/{thread}/runs/stream", post(ask))
-        .route("/threads/{thread}/runs/{run}/stream", get(read))
+        .route("/threads/{thread}/runs/{run}/stream", get(read).layer(map_request(from_the_start)))
         .route("/threads/{thread}/runs/{run}", get(state))
         .route("/threads/{thread}/runs/{run}/cancel", post(stop))
         .with_state((hub, model))
@@ -33,10 +34,19 @@ async fn ask(
 ) -> Result<Response> {
     let run = hub.run(format!("threads/{thread}"));
     let interrupted = event("error", json!({ "error": "Interrupted", "message": "interrupted" }));
-    if let Some(writer) = run.begin_for(&request).last_will(interrupted).await? {
-        tokio::spawn(answer(writer, model(&input)));
-    }
+    let Some(writer) = run.begin_for(&request).last_will(interrupted).await? else {
+        return Err(StatusCode::CONFLICT.into()); // the last answer has not ended
+    };
+    tokio::spawn(answer(writer, model(&input)));
     Ok(stream(&hub, &thread, request, run.reader().await?))
+}
+
+/// `useStream` sends the id `-1` if it has none.
+async fn from_the_start(mut request: Request) -> Request {
+    if request.headers().get("last-event-id").is_some_and(|id| id == "-1") {
+        request.headers_mut().remove("last-event-id");
+    }
+    request
 }
 
 /// The client resumes only if `Location` names the stream.

@@ -7,6 +7,7 @@ use futures::StreamExt;
 use futures::stream::BoxStream;
 use serde_json::{Value, json};
 use tower_sse::{Event, EventStream, Hub, RunError, RunWriter, StreamRequest, Subscription};
+use uuid::Uuid;
 
 /// Returns the words of the answer to a question.
 pub type Model = fn(&Value) -> BoxStream<'static, String>;
@@ -22,7 +23,7 @@ pub fn routes(hub: Hub, model: Model) -> Router {
 type App = State<(Hub, Model)>;
 
 async fn ask(State((hub, model)): App, request: StreamRequest, Json(input): Json<Value>) -> Result<EventStream> {
-    let id = format!("resp_{:016x}", fastrand::u64(..));
+    let id = format!("resp_{}", Uuid::new_v4().simple()); // no client can guess it
     let run = hub.run(format!("responses/{id}"));
     let failure = json!({ "code": "server_error", "message": "interrupted" });
     // The number of the last will is unknown at the start. The client does not check it.

@@ -160,6 +160,13 @@ pub const NOTES: &[Note] = &[
                ones.",
     },
     Note {
+        clients: &["`@microsoft/fetch-event-source`"],
+        case: Case::Late,
+        text: "With `GET` and its own `Accept` header, the client receives `204` for an unknown run and after the last \
+               event. Its default `onopen` throws then, and the client repeats the request without end. Set `accept: */*` \
+               and an `onerror` that throws.",
+    },
+    Note {
         clients: &["`@ag-ui/client`", "`@ag-ui/client`, with a resuming `fetch`", "`@tanstack/ai-client`"],
         case: Case::Stop,
         text: "AG-UI has no event for a stop, so the application publishes `RUN_ERROR`. The page asked for the stop, and \

@@ -6,8 +6,9 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use axum::body::Body;
-use axum::extract::{Path, Query, State};
+use axum::extract::{Path, Query, Request, State};
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
+use axum::middleware::map_request;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
@@ -285,7 +286,7 @@ fn routes(site: Site) -> Router {
         .route("/tanstack", post(tanstack_ask).get(tanstack_get))
         .route("/tanstack/stop", post(tanstack_stop))
         .route("/threads/{thread}/runs/stream", post(langgraph_ask))
-        .route("/threads/{thread}/runs/{run}/stream", get(langgraph_stream))
+        .route("/threads/{thread}/runs/{run}/stream", get(langgraph_stream).layer(map_request(from_the_start)))
         .route("/threads/{thread}/runs/{run}", get(langgraph_state))
         .route("/threads/{thread}/runs/{run}/cancel", post(langgraph_cancel))
         .route("/v1/responses", post(openai_ask))
@@ -386,6 +387,14 @@ async fn langgraph_stream(State(site): State<Site>, Path((thread, _)): ThreadRun
     let ask = Ask { protocol: Protocol::LangGraph, id: &thread, name: thread.clone(), request };
     let response = site.read_known(ask, |stream| stream).await;
     with_location(&thread, response)
+}
+
+/// `useStream` sends the id `-1` if it has none.
+async fn from_the_start(mut request: Request) -> Request {
+    if request.headers().get("last-event-id").is_some_and(|id| id == "-1") {
+        request.headers_mut().remove("last-event-id");
+    }
+    request
 }
 
 async fn langgraph_state(State(site): State<Site>, Path((thread, run)): ThreadRun) -> Response {

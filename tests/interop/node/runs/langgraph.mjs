@@ -20,7 +20,8 @@ run({
         ask: (job, page) => read(at(job.base).runs.stream(job.id, "agent", {
             input: {}, streamMode: "custom", streamResumable: true, onDisconnect: "continue",
         }), page),
-        reload: (job, page) => read(at(job.base).runs.joinStream(job.id, RUN), page),
+        // As `useStream` does.
+        reload: (job, page) => read(at(job.base).runs.joinStream(job.id, RUN, { lastEventId: "-1" }), page),
         stop: job => at(job.direct).runs.cancel(job.id, RUN),
     },
 });

@@ -12,8 +12,9 @@ export function resumingFetch(resumeUrl, { delay = 1000, attempts = 10 } = {}) {
         const { signal } = init;
         let body = response.body, lastId = "", attempt = 0;
         async function resume() {
-            while (attempt++ < attempts && !signal?.aborted) {
+            while (attempt++ < attempts) {
                 await new Promise(resolve => setTimeout(resolve, delay));
+                signal?.throwIfAborted();
                 const headers = new Headers(init.headers); // for example `Authorization`
                 // With `Accept: text/event-stream`, an ended run would answer `204`.
                 for (const name of ["accept", "content-type"]) headers.delete(name);
