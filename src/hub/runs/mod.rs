@@ -20,6 +20,8 @@ pub(in crate::hub) mod content;
 pub(in crate::hub) mod entry;
 pub(in crate::hub) mod exchange;
 pub(in crate::hub) mod found;
+#[cfg(all(test, tower_sse_loom))]
+mod interleavings;
 pub(in crate::hub) mod local;
 #[cfg(all(test, not(tower_sse_loom)))]
 mod models;
