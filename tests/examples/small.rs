@@ -157,9 +157,13 @@ async fn handler_authorizes_by_its_extractor_and_its_path() {
     let mut lobby = open("ben", "lobby").await.events();
     office.caught_up().await;
     lobby.caught_up().await;
-    for (user, room, status) in [("ada", "office", 202), ("ada", "lobby", 202), ("ben", "office", 403)] {
+    // The server resets the connection if the body of a refused request arrives after the response.
+    // So that request has no body.
+    for (user, room, text, status) in
+        [("ada", "office", "hello", 202), ("ada", "lobby", "hello", 202), ("ben", "office", "", 403)]
+    {
         let request = Request::post(format!("/rooms/{room}")).header("cookie", format!("user={user}"));
-        assert_eq!(send(addr, request.body("hello").unwrap()).await.status, status);
+        assert_eq!(send(addr, request.body(text).unwrap()).await.status, status);
     }
     assert_eq!(office.next_own().await.data, "ada: hello");
     assert_eq!(lobby.next_own().await.data, "ada: hello");
