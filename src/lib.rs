@@ -257,6 +257,7 @@
 //! |---|---|---|---|
 //! | `axum` | yes | `StreamRequest`, `Hub` and `ConnectionId` as extractors; `EventStream` and errors as responses. Depends on axum-core only | 9 |
 //! | `axum-listener` | yes | `Hub::listener` and `SseMakeService` for `axum::serve` | 9 |
+//! | `derive` | no | `#[derive(Message)]`: typed events | 10 |
 //! | `nats` | no | `backplane::Nats`: several instances through a NATS server with JetStream | 74 |
 //! | `redis` | no | `backplane::Redis`: several instances through a Redis server | 59 |
 //! | `takeover` | no | `SseIo::take_over` and `Hub::listener_with_takeover`: less memory for idle streams, on Unix | 9 |
@@ -320,6 +321,8 @@ mod documents {
     struct Start;
     #[doc = include_str!("../docs/guide/testing.md")]
     struct Testing;
+    #[doc = include_str!("../docs/guide/typed-events.md")]
+    struct TypedEvents;
 }
 
 pub mod backplane;
@@ -351,6 +354,7 @@ pub use crate::types::disconnect::Disconnect;
 pub use crate::types::error::{BuildError, CommandError, InvalidName, PublishError};
 pub use crate::types::event::Event;
 pub use crate::types::last_event_id::Cursor;
+pub use crate::types::message::Message;
 pub use crate::types::name::{ConnectionId, Topic, UserId};
 pub use crate::types::position::{InvalidPosition, Position};
 pub use crate::types::reason::{EndReason, GapReason, RefusalReason, UnknownReason};
@@ -362,3 +366,11 @@ pub use crate::types::run_error::RunError;
 pub use crate::types::subscription::{Ids, Start, StreamEnd, Subscription};
 pub use crate::types::subscription_error::SubscriptionError;
 pub use crate::types::topic_filter::TopicFilter;
+#[cfg(feature = "derive")]
+pub use tower_sse_derive::Message;
+
+/// For the code that the macro `Message` writes.
+#[doc(hidden)]
+pub mod __private {
+    pub use crate::types::message::check_event_name;
+}

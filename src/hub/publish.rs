@@ -6,7 +6,7 @@ use super::target::Source;
 use super::{Hub, Receipt, Target};
 use crate::hub::cluster::shared_log::SharedLog;
 use crate::log::{Effect, Entry};
-use crate::types::{Audience, Event, InvalidName, PublishError};
+use crate::types::{Audience, Event, InvalidName, Message, PublishError};
 
 impl Hub {
     /// Publishes several events in this order, and returns one result for each event. An invalid
@@ -228,6 +228,30 @@ impl Target<'_> {
     /// broker.
     pub fn check(&self, event: &Event) -> Result<(), PublishError> {
         self.source.entry(self.audience.clone(), event).map(drop)
+    }
+}
+
+impl<'h> Target<'h> {
+    /// Publishes a typed event. The type has the name of the event and its key, and the value as
+    /// JSON is its data. The errors are those of [`publish`](Self::publish).
+    ///
+    /// ```
+    /// # #[cfg(feature = "derive")] #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let hub = tower_sse::Hub::builder().build()?;
+    /// #[derive(serde::Serialize, tower_sse::Message)]
+    /// #[message(event = "document.deleted")]
+    /// struct DocumentDeleted { id: u64 }
+    ///
+    /// hub.user("ada").send(&DocumentDeleted { id: 7 }).await?;
+    /// # Ok(()) }
+    /// # #[cfg(not(feature = "derive"))] fn main() {}
+    /// ```
+    pub fn send<M: Message>(
+        self,
+        message: &M,
+    ) -> impl Future<Output = Result<Receipt, PublishError>> + Send + use<'h, M> {
+        let event = message.to_event();
+        async move { self.publish(event?).await }
     }
 }
 

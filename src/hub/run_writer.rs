@@ -11,7 +11,7 @@ use crate::hub::runs::entry;
 use crate::hub::runs::exchange::{DueEnd, Orphan, Outgoing};
 use crate::hub::tasks::back_off::can_wait;
 use crate::macros::opaque_debug;
-use crate::types::{Event, PublishError, RunEnd, RunError, Topic};
+use crate::types::{Event, Message, PublishError, RunEnd, RunError, Topic};
 
 /// The only writer of an active run.
 ///
@@ -73,6 +73,35 @@ impl RunWriter {
     /// call first completes it.
     pub async fn publish(&self, event: Event) -> Result<u64, RunError> {
         self.append(vec![event], None).await
+    }
+
+    /// Publishes a typed event. Errors and cancel safety are those of [`publish`](Self::publish).
+    ///
+    /// ```
+    /// # #[cfg(feature = "derive")] #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// use tower_sse::Message;
+    ///
+    /// # let hub = tower_sse::Hub::builder().build()?;
+    /// #[derive(serde::Serialize, Message)]
+    /// enum Import {
+    ///     #[message(event = "progress")]
+    ///     Progress { percent: u8 },
+    ///     #[message(event = "result")]
+    ///     Result { rows: u64 },
+    /// }
+    ///
+    /// let writer = hub.run("imports/7").begin().await?;
+    /// writer.send(&Import::Progress { percent: 40 }).await?;
+    /// writer.finish_with(Import::Result { rows: 1204 }.to_event()?).await?;
+    /// # Ok(()) }
+    /// # #[cfg(not(feature = "derive"))] fn main() {}
+    /// ```
+    pub fn send<'a, M: Message>(
+        &'a self,
+        message: &M,
+    ) -> impl Future<Output = Result<u64, RunError>> + Send + use<'a, M> {
+        let event = message.to_event();
+        async move { self.publish(event?).await }
     }
 
     /// Publishes several events in this order, all or none. Readers on other instances receive them

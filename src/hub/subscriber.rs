@@ -5,6 +5,7 @@ use std::task::{Context, Poll};
 
 use futures::Stream;
 use futures::future::poll_fn;
+use serde::de::DeserializeOwned;
 
 #[cfg(doc)]
 use super::HubBuilder;
@@ -14,7 +15,7 @@ use crate::log::Batch;
 use crate::macros::opaque_debug;
 use crate::types::refusal::Kind;
 use crate::types::{
-    Address, ConnectionId, Cursor, DisconnectClock, EndReason, GapReason, Position, Refusal, RefusalReason,
+    Address, ConnectionId, Cursor, DisconnectClock, EndReason, GapReason, Message, Position, Refusal, RefusalReason,
     Subscription, SubscriptionError, Topic,
 };
 
@@ -86,6 +87,17 @@ pub struct ReceivedEvent {
     pub name: String,
     /// The data of the event, with every line break as LF, as a browser would read it.
     pub data: String,
+}
+
+impl ReceivedEvent {
+    /// Returns the event as a value of a [`Message`] type, or `None` if the event has another name.
+    ///
+    /// # Errors
+    ///
+    /// Returns an error if the event has the name of the type, but its data is not of the type.
+    pub fn message<M: Message + DeserializeOwned>(&self) -> Result<Option<M>, serde_json::Error> {
+        M::from_event(&self.name, &self.data)
+    }
 }
 
 impl Hub {

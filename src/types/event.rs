@@ -10,7 +10,7 @@ use super::error::{InvalidName, NameProblem, PublishError};
 use super::name;
 
 /// The maximum length of an event name, in bytes. The name is sent with each event.
-const MAX_EVENT_NAME_BYTES: usize = 128;
+pub(crate) const MAX_EVENT_NAME_BYTES: usize = 128;
 
 /// An event: an optional name, data, and settings for its delivery.
 ///
