@@ -342,6 +342,7 @@ pub use crate::extract::MissingHub;
 pub use crate::hub::{
     BeginRun, ConnectionInfo, Drained, Hub, HubBuilder, Join, Lifecycle, LifecycleEvent, Member, OverLimit, Presence,
     Publisher, Receipt, ReceivedEvent, Run, RunReader, RunWriter, Stats, Subscriber, SubscriberItem, Target, Ticket,
+    TypedTarget,
 };
 pub use crate::mount::{
     Access, AccessFn, BeginRunFor, EndpointFuture, EventBody, EventStream, IntoAccess, Public, ResponseBody,
@@ -366,11 +367,13 @@ pub use crate::types::run_error::RunError;
 pub use crate::types::subscription::{Ids, Start, StreamEnd, Subscription};
 pub use crate::types::subscription_error::SubscriptionError;
 pub use crate::types::topic_filter::TopicFilter;
+pub use crate::types::typed_topic::{Carries, TypedTopic};
 #[cfg(feature = "derive")]
-pub use tower_sse_derive::Message;
+pub use tower_sse_derive::{Message, TypedTopic};
 
-/// For the code that the macro `Message` writes.
+/// For the code that the macros write.
 #[doc(hidden)]
 pub mod __private {
     pub use crate::types::message::check_event_name;
+    pub use crate::types::typed_topic::{push_field, read_field};
 }

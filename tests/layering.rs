@@ -93,6 +93,7 @@ const METHOD_FILES: &[&str] = &[
     "hub/tickets/redeem",
     "hub/tickets/shared",
     "hub/topics",
+    "hub/typed_target",
     "hub/upkeep/recheck",
     "hub/upkeep/sweep",
     "mount/endpoint",

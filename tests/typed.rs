@@ -4,7 +4,9 @@
 
 use proptest::prelude::*;
 use serde::{Deserialize, Serialize};
-use tower_sse::{Event, Hub, Message, ReceivedEvent, Retention, Subscriber, SubscriberItem, Subscription, TopicFilter};
+use tower_sse::{
+    Event, Hub, Message, ReceivedEvent, Retention, Subscriber, SubscriberItem, Subscription, TopicFilter, TypedTopic,
+};
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, Message)]
 #[message(event = "document.deleted", key = "id")]
@@ -39,6 +41,17 @@ struct Borrowed<'a, T: Serialize> {
     text: &'a str,
     other: T,
 }
+
+#[derive(Clone, Debug, PartialEq, TypedTopic)]
+#[topic(name = "tenants/{tenant}/orders/{id}", carries(Order, DocumentDeleted))]
+struct OrderTopic {
+    tenant: String,
+    id: u64,
+}
+
+#[derive(Debug, PartialEq, TypedTopic)]
+#[topic(name = "news")]
+struct News;
 
 /// A type that implements the trait by hand.
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
@@ -146,6 +159,54 @@ async fn an_event_of_another_name_is_none_and_other_data_is_an_error() {
     }
 }
 
+#[tokio::test]
+async fn a_typed_topic_is_the_topic_of_its_name() {
+    let log = tower_sse::backplane::Memory::new();
+    let hub = Hub::builder().backplane(log.clone()).build().unwrap();
+    while !hub.is_ready() {
+        tokio::time::sleep(std::time::Duration::from_millis(1)).await;
+    }
+    let publisher = tower_sse::Publisher::new(log).unwrap();
+    let topic = OrderTopic { tenant: "acme".into(), id: 7 };
+    let mut page = hub.subscribe(Subscription::anonymous().topic("tenants/acme/orders/7"), None).unwrap();
+    hub.typed_topic(&topic).send(&Order::Split(1, 2)).await.unwrap();
+    publisher.typed_topic(&topic).send(&Order::Split(3, 4)).await.unwrap();
+    hub.typed_topic(&topic).untyped().publish(Event::new("order.split", "[5,6]")).await.unwrap();
+    for expected in [(1, 2), (3, 4), (5, 6)] {
+        let event = next_event(&mut page).await;
+        assert_eq!(event.message().unwrap(), Some(Order::Split(expected.0, expected.1)));
+        assert_eq!(OrderTopic::from_topic(event.topic.unwrap().as_str()).as_ref(), Some(&topic));
+    }
+}
+
+/// Otherwise a client that chooses the text of a field would choose another topic.
+#[tokio::test]
+async fn the_text_of_a_field_is_one_segment() {
+    let hub = Hub::builder().build().unwrap();
+    for tenant in ["", "a/b", "/", "line\nbreak"] {
+        let topic = OrderTopic { tenant: tenant.into(), id: 7 };
+        assert!(topic.to_topic().is_err(), "{tenant:?}");
+        assert!(hub.typed_topic(&topic).send(&Order::Split(1, 2)).await.unwrap_err().is_invalid(), "{tenant:?}");
+    }
+    for name in [
+        "",
+        "tenants/acme/orders",
+        "tenants/acme/orders/",
+        "tenants/acme/orders/7/8",
+        "tenants//orders/7",
+        "tenants/acme/orders/+7",
+        "tenants/acme/orders/07",
+        "tenants/acme/orders/x",
+        "Tenants/acme/orders/7",
+        "/tenants/acme/orders/7",
+    ] {
+        assert_eq!(OrderTopic::from_topic(name), None, "{name:?}");
+    }
+    assert_eq!(OrderTopic::NAME, "tenants/{tenant}/orders/{id}");
+    assert_eq!((News::from_topic("news"), News::from_topic("news/")), (Some(News), None));
+    assert_eq!(News.to_topic().unwrap().as_str(), "news");
+}
+
 fn orders() -> impl Strategy<Value = Order> {
     let leaf = prop_oneof![
         (any::<u64>(), any::<u32>()).prop_map(|(order_id, cents)| Order::Paid { order_id, cents }),
@@ -158,6 +219,23 @@ fn orders() -> impl Strategy<Value = Order> {
 }
 
 proptest! {
+    #[test]
+    fn the_name_of_a_typed_topic_is_read_as_the_value_that_wrote_it(tenant in ".*", id: u64) {
+        let topic = OrderTopic { tenant, id };
+        if let Ok(name) = topic.to_topic() {
+            prop_assert_eq!(OrderTopic::from_topic(name.as_str()), Some(topic));
+        }
+    }
+
+    /// Two names of one value would be two topics.
+    #[test]
+    fn a_name_that_a_typed_topic_reads_is_the_name_that_it_writes(name in "tenants/.{0,5}/orders/.{0,3}") {
+        if let Some(topic) = OrderTopic::from_topic(&name) {
+            let written = topic.to_topic().unwrap();
+            prop_assert_eq!(written.as_str(), name);
+        }
+    }
+
     #[test]
     fn a_message_is_parsed_to_the_value_that_was_sent(order in orders()) {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();

@@ -46,6 +46,7 @@ mod target;
 mod tasks;
 mod tickets;
 mod topics;
+mod typed_target;
 mod upkeep;
 
 pub(crate) use config::origins::{Hosts, Origins};
@@ -76,3 +77,4 @@ pub use shutdown::Drained;
 pub use subscriber::{ReceivedEvent, Subscriber, SubscriberItem};
 pub use target::Target;
 pub use tickets::redeem::Ticket;
+pub use typed_target::TypedTarget;

@@ -14,7 +14,7 @@ use crate::log::{Entry, Policies};
 use crate::macros::opaque_debug;
 use crate::sync::{AtomicBool, Mutex, Ordering};
 use crate::types::{
-    Address, Audience, BuildError, ConnectionId, Event, InvalidName, Position, PublishError, Topic, UserId,
+    Address, Audience, BuildError, ConnectionId, Event, InvalidName, Message, Position, PublishError, Topic, UserId,
 };
 
 /// A publisher to a log that instances share, for workers, command-line tools and cron jobs.
@@ -300,6 +300,18 @@ impl Target<'_, Publisher> {
     /// Returns the errors of [`publish`](Self::publish), except those of the broker.
     pub fn check(&self, event: &Event) -> Result<(), PublishError> {
         self.source.checked(self.audience.clone(), event).map(drop)
+    }
+}
+
+impl<'p> Target<'p, Publisher> {
+    /// Publishes a typed event: [`Target::send`](Target::<Hub>::send). The errors are those of
+    /// [`publish`](Self::publish).
+    pub fn send<M: Message>(
+        self,
+        message: &M,
+    ) -> impl Future<Output = Result<Receipt, PublishError>> + Send + use<'p, M> {
+        let event = message.to_event();
+        async move { self.publish(event?).await }
     }
 }
 

@@ -126,8 +126,9 @@ impl RunWriter {
         self.run.is_asked_to_stop()
     }
 
-    /// Ends the run. Its end is [`Stopped`](crate::RunEnd::Stopped) if [`Run::stop`](crate::Run::stop)
-    /// was called, and [`Finished`](crate::RunEnd::Finished) otherwise.
+    /// Ends the run. Its end is [`Stopped`](crate::RunEnd::Stopped) if
+    /// [`Run::stop`](crate::Run::stop) was called, and [`Finished`](crate::RunEnd::Finished)
+    /// otherwise.
     ///
     /// # Errors
     ///
@@ -151,8 +152,8 @@ impl RunWriter {
     /// Ends the run as [`Failed`](crate::RunEnd::Failed). The note is for the page, and stands in
     /// the `hub.bye` of the run's streams. It must not contain secrets. Bare streams do not have
     /// it: use [`fail_with`](Self::fail_with). A note longer than
-    /// [`Disconnect::MAX_NOTE_BYTES`](crate::Disconnect::MAX_NOTE_BYTES) is cut. Errors are those of
-    /// [`finish`](Self::finish).
+    /// [`Disconnect::MAX_NOTE_BYTES`](crate::Disconnect::MAX_NOTE_BYTES) is cut. Errors are those
+    /// of [`finish`](Self::finish).
     pub async fn fail(self, note: impl Into<String>) -> Result<(), RunError> {
         self.end(None, Some(note.into())).await
     }

@@ -32,6 +32,7 @@ pub(crate) mod run_error;
 pub(crate) mod subscription;
 pub(crate) mod subscription_error;
 pub(crate) mod topic_filter;
+pub(crate) mod typed_topic;
 
 pub(crate) use audience::{Address, Audience, each_once};
 pub(crate) use audience_json::{Cow, To};
@@ -53,3 +54,4 @@ pub(crate) use run_error::RunError;
 pub(crate) use subscription::{Expiry, History, Ids, Redeemed, Start, StreamEnd, Subscription};
 pub(crate) use subscription_error::SubscriptionError;
 pub(crate) use topic_filter::TopicFilter;
+pub(crate) use typed_topic::{Carries, TypedTopic};
