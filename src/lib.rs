@@ -261,6 +261,7 @@
 //! | `nats` | no | `backplane::Nats`: several instances through a NATS server with JetStream | 74 |
 //! | `redis` | no | `backplane::Redis`: several instances through a Redis server | 59 |
 //! | `takeover` | no | `SseIo::take_over` and `Hub::listener_with_takeover`: less memory for idle streams, on Unix | 9 |
+//! | `test-kit` | no | `test_kit::TestClient`: a client for the tests of applications | 12 |
 //! | `uuid` | no | conversions from `Uuid` to `Topic` and `UserId` | 10 |
 
 #![cfg_attr(docsrs, feature(doc_cfg))]
@@ -334,6 +335,8 @@ mod macros;
 mod mount;
 mod net;
 mod sync;
+#[cfg(feature = "test-kit")]
+pub mod test_kit;
 mod types;
 mod wire;
 

@@ -61,6 +61,7 @@ const RANKS: &[(u8, &str)] = &[
     (40, "net"),
     (41, "mount"),
     (42, "extract"),
+    (43, "test_kit"),
     (50, "lib"),
 ];
 

@@ -1,0 +1,34 @@
+//! Tools for the tests of applications. This module needs the feature `test-kit`.
+//!
+//! A [`TestClient`] reads a stream of any tower service, for example of an axum `Router`, without a
+//! socket. Each of its methods has a time limit, and panics with a description of what has arrived
+//! instead. So a missing event fails the test in time.
+//!
+//! ```
+//! # #[cfg(all(feature = "axum", feature = "derive"))]
+//! # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! use axum::{Router, body::Body};
+//! use http::Request;
+//! use serde::{Deserialize, Serialize};
+//! use tower_sse::test_kit::TestClient;
+//! use tower_sse::{Hub, Message, Public, TopicFilter};
+//!
+//! #[derive(Serialize, Deserialize, Message)]
+//! #[message(event = "document.deleted")]
+//! struct DocumentDeleted { id: u64 }
+//!
+//! let hub = Hub::builder().build()?;
+//! let app = Router::new().layer(hub.layer("/events", Public::topics(TopicFilter::any())));
+//!
+//! let request = Request::get("/events?topic=documents").body(Body::empty())?;
+//! let mut page = TestClient::open(&app, request).await?;
+//! hub.topic("documents").send(&DocumentDeleted { id: 7 }).await?;
+//! let deleted: DocumentDeleted = page.expect().await;
+//! assert_eq!(deleted.id, 7);
+//! # Ok(()) }
+//! # #[cfg(not(all(feature = "axum", feature = "derive")))] fn main() {}
+//! ```
+
+mod client;
+
+pub use client::{Refused, TestClient, TestEvent};
