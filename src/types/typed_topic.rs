@@ -96,6 +96,7 @@ pub fn push_field(name: &mut String, field: &dyn Display) -> Result<(), InvalidN
 
 /// Reads the text of a field from a segment of the name of a topic.
 #[doc(hidden)]
+#[must_use]
 pub fn read_field<T: FromStr>(segment: Option<&str>) -> Option<T> {
     segment?.parse().ok()
 }
