@@ -143,7 +143,8 @@ impl Run {
     /// Looks the newest run of this name up, for [`Subscription::run`](crate::Subscription::run).
     /// If there is none, a request for it receives `204`, or `404` with a cursor. If the broker
     /// does not answer, a request receives a retryable refusal, because an `EventSource` would give
-    /// up after an error.
+    /// up after an error. But a run that this instance has written to its end is found without the
+    /// broker.
     ///
     /// # Errors
     ///
@@ -154,7 +155,7 @@ impl Run {
             Ok(None) => Found::Nothing,
             Err(error) if error.is_unavailable() => {
                 tracing::debug!(%error, "a run cannot be looked up");
-                self.own_ended().map_or(Found::Unavailable, Found::Run)
+                self.own_ended().map_or(Found::Unavailable, Found::Own)
             }
             Err(error) => return Err(error),
         };
@@ -211,8 +212,8 @@ impl Run {
     }
 
     /// Returns the newest known run of this name, if this instance has written it to its end. The
-    /// job of a request may end before its handler looks the run up, and the broker may be away
-    /// then.
+    /// job of a request may end before its handler looks the run up, while the broker is
+    /// unavailable.
     fn own_ended(&self) -> Option<Arc<RunContent>> {
         let shared = self.hub.inner.shared_log.as_ref()?;
         let run = self.hub.inner.runs.get(self.name.as_ref().ok()?)?;

@@ -197,10 +197,15 @@ impl RunWriter {
             }
             return Ok(first);
         };
+        if is_over {
+            self.run.set_ending();
+        }
         let bytes = Bytes::from(entry::encode(&events, over.as_ref()));
         outgoing.next = Some((bytes, Entry { drafts, over }));
         let written = match can_wait() {
             true => self.hub.write_run(shared, &self.name, &self.run, &mut outgoing).await,
+            // The hub completes an end as soon as one of its runtimes runs.
+            false if is_over => Err(PublishError::broker(true, PublishError::NO_RUNTIME).into()),
             false => Err(PublishError::NO_RUNTIME.into()),
         };
         if !is_over {
@@ -230,7 +235,7 @@ impl Drop for RunWriter {
                 let mut outgoing = std::mem::take(self.turn.get_mut());
                 // The hub completes the end of the run, and publishes no event that was not sent.
                 outgoing.next.take_if(|(_, entry)| entry.over.is_none());
-                self.run.orphan();
+                self.run.set_ending();
                 let orphan = Orphan { name: self.name.clone(), run: Arc::clone(&self.run), outgoing };
                 shared.runs.lock().ends.push(DueEnd::Orphan(orphan));
                 self.hub.inner.ensure_shared_log();

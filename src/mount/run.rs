@@ -60,7 +60,7 @@ impl Run {
     /// ```
     pub fn begin_for(&self, request: &StreamRequest) -> BeginRunFor {
         let only_reads = request.cursor() != Cursor::Absent || request.method() == Method::HEAD;
-        let begins = !only_reads && self.hub.allows_site(request);
+        let begins = !only_reads && (self.hub.is_of_publisher() || self.hub.allows_site(request));
         BeginRunFor { hub: self.hub.clone(), begin: self.begin(), begins }
     }
 }

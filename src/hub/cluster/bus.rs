@@ -99,19 +99,13 @@ async fn listen_and_broadcast(
                 let is_closed = shared.outbox.lock().is_closed;
                 let receives_own_messages = shared.peers.lock().receives_own_messages();
                 let reports = !is_closed && !shared.writes_only;
-                if now >= next_ask && !is_closed && !receives_own_messages {
+                if now >= next_ask && reports && !receives_own_messages {
                     // Repeat the request until this instance receives one of its own messages. The
                     // instance also reports its own connections, because the others may have missed
-                    // messages. A publisher has none, and sends an empty message.
+                    // messages.
                     next_ask = now + ASK_EVERY;
-                    let request = match shared.writes_only {
-                        true => Body::Runs(Vec::new()),
-                        false => {
-                            shared.outbox.lock().report_all();
-                            shared.report_request()
-                        }
-                    };
-                    hub.broadcast(shared, request).await?;
+                    shared.outbox.lock().report_all();
+                    hub.broadcast(shared, shared.report_request()).await?;
                 }
                 if reports {
                     hub.broadcast_connections(shared).await?;

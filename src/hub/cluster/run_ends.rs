@@ -4,9 +4,10 @@
 //! 1. A call that is dropped leaves its end in
 //!    [`Exchange::ends`](crate::hub::runs::exchange::Exchange). The task carries the ends out until
 //!    the broker has accepted them.
-//! 2. The ends of different runs do not wait for each other, and reads do not wait for ends.
-//! 3. A drain ends the runs of its instance. It leaves to the task those that the task is ending,
-//!    so that a run that was finished does not end as aborted.
+//! 2. Reads of runs do not wait for ends. The ends of one turn do not wait for each other, and the
+//!    next turn begins after the last of them.
+//! 3. A drain ends the runs of its instance as aborted, except those whose ends are queued already.
+//!    So a run that was finished does not end as aborted.
 
 use std::sync::{Arc, Weak};
 
@@ -79,7 +80,7 @@ impl Hub {
         let ended = match &mut undone.end {
             None => Ok(()),
             Some(DueEnd::Orphan(orphan)) => self.end_orphan(shared, orphan).await,
-            Some(DueEnd::Unknown(name, first)) => {
+            Some(DueEnd::UnknownBeginning(name, first)) => {
                 self.end_unknown(shared, name, first).await.map_err(|error| broker(&error))
             }
         };
@@ -161,20 +162,19 @@ impl Hub {
             return;
         };
         let own = runs.filter(|(_, run)| run.owner == shared.instance_id);
-        let own: Vec<_> = own.map(|(name, run)| self.end_or_wait(shared, name, run)).collect();
-        let own = stream::iter(own).buffer_unordered(CONCURRENT).collect::<()>();
-        let ends = future::join(self.end_all_due(shared), own);
+        let (ending, active): (Vec<_>, Vec<_>) = own.partition(|(_, run)| run.is_ending());
+        let ended = future::join_all(ending.iter().map(|(_, run)| run.ended()));
+        let aborts: Vec<_> = active.iter().map(|(name, run)| self.abort_in_drain(shared, name, run)).collect();
+        let aborted = stream::iter(aborts).buffer_unordered(CONCURRENT).collect::<()>();
+        let ends = future::join3(self.end_all_due(shared), ended, aborted);
         // The error is logged for each run, or the lease of this instance ends the runs.
         let _ = tokio::time::timeout(self.settings().publish_timeout, ends).await;
+        // The task goes on with the ends that are not done.
+        self.inner.ensure_shared_log();
     }
 
-    /// Ends a run of this instance as aborted, or waits for the task that ends the run as its
-    /// writer has asked.
-    async fn end_or_wait(&self, shared: &SharedLog, name: Topic, run: Arc<RunContent>) {
-        if run.is_orphan() {
-            return run.ended().await;
-        }
-        if let Err(error) = self.end_own_run(shared, &name, &run).await {
+    async fn abort_in_drain(&self, shared: &SharedLog, name: &Topic, run: &Arc<RunContent>) {
+        if let Err(error) = self.end_own_run(shared, name, run).await {
             tracing::warn!(%error, "a run of this instance could not be ended: its readers learn it after peer_timeout");
         }
     }

@@ -8,7 +8,8 @@
 //!    ([`Owners`](crate::hub::runs::owners::Owners)). Several may do so at the same time, and the
 //!    broker accepts one end.
 //! 4. An entry that the broker may have keeps its number until the broker answers. Otherwise the
-//!    next entry would conflict with it, as if the run had ended ([`Unconfirmed`]). A caller that is dropped leaves the entry to [`run_ends`](super::run_ends).
+//!    next entry would conflict with it, as if the run had ended ([`Unconfirmed`]). A caller that
+//!    is dropped leaves the entry to [`run_ends`](super::run_ends).
 //! 5. A run of this instance that is at the broker has a writer here, or its caller still waits for
 //!    the broker ([`Awaited`]), or it is a stray one, which the next read ends.
 
@@ -115,8 +116,8 @@ impl Hub {
         for _ in 0..BEGINNINGS {
             // The next run replaces the earlier one at the broker. So the readers of this instance
             // first receive the rest of the earlier run.
-            let earlier = self.inner.runs.get(name).filter(|run| run.is_active() && run.owner != shared.instance_id);
-            if earlier.is_some() && self.is_run_active(shared, name).await? {
+            let seems_active = self.inner.runs.get(name).is_some_and(|earlier| earlier.is_active());
+            if seems_active && self.is_run_active(shared, name).await? {
                 return Err(RunError::ACTIVE);
             }
             let mut begun = MayHaveBegun::new(self, shared, name, &first);
@@ -460,7 +461,7 @@ impl Drop for MayHaveBegun<'_> {
         let mut runs = self.shared.runs.lock();
         runs.beginnings.remove(self.first);
         if self.is_unknown {
-            runs.ends.push(DueEnd::Unknown(self.name.clone(), self.first.clone()));
+            runs.ends.push(DueEnd::UnknownBeginning(self.name.clone(), self.first.clone()));
             drop(runs);
             self.hub.inner.ensure_shared_log();
         }

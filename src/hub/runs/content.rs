@@ -41,8 +41,8 @@ pub(in crate::hub) struct RunContent {
 struct Signals {
     /// Whether the run should stop.
     stop: bool,
-    /// Whether the writer was dropped, and a task ends the run.
-    orphan: bool,
+    /// Whether the writer or a task is ending the run.
+    ending: bool,
     /// Whether the run has ended, or the rest of it can no longer be read.
     over: bool,
 }
@@ -239,13 +239,13 @@ impl RunContent {
         self.signals.borrow().stop
     }
 
-    /// Notes that the writer was dropped, and that a task ends the run.
-    pub(in crate::hub) fn orphan(&self) {
-        self.signals.send_modify(|signals| signals.orphan = true);
+    /// Notes that the writer or a task is ending the run, so that a drain does not abort it.
+    pub(in crate::hub) fn set_ending(&self) {
+        self.signals.send_modify(|signals| signals.ending = true);
     }
 
-    pub(in crate::hub) fn is_orphan(&self) -> bool {
-        self.signals.borrow().orphan
+    pub(in crate::hub) fn is_ending(&self) -> bool {
+        self.signals.borrow().ending
     }
 
     /// Completes when the run is over.

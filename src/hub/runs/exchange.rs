@@ -43,7 +43,7 @@ pub(in crate::hub) enum DueEnd {
     Orphan(Orphan),
     /// A run that may have begun, by its name and the first entry of its journal. Its caller has
     /// given up.
-    Unknown(Topic, Bytes),
+    UnknownBeginning(Topic, Bytes),
 }
 
 /// A run whose writer is gone.

@@ -44,7 +44,10 @@ impl Runs {
         if table.by_name.get(name).is_some_and(|known| known.is_active()) {
             return Err(RunError::ACTIVE);
         }
-        table.put(name, run);
+        let earlier = table.put(name, run);
+        drop(table);
+        // The events of a run may be many, so they are freed without the lock.
+        drop(earlier);
         Ok(())
     }
 

@@ -142,12 +142,17 @@ impl Hub {
 
     /// Returns an error if the hub would refuse any new stream now.
     pub(crate) fn check_capacity(&self) -> Result<(), RunError> {
-        // The hub of a publisher reads no log.
-        let is_loaded = self.inner.shared_log.as_ref().is_none_or(|shared| shared.writes_only || shared.is_loaded());
+        let is_loaded = self.inner.shared_log.as_ref().is_none_or(SharedLog::is_loaded) || self.is_of_publisher();
         if self.is_draining() || !is_loaded || self.registry().is_full() {
             return Err(RunError::refused(self.jittered_retry(self.settings().retry, 1.0..=3.0)));
         }
         Ok(())
+    }
+
+    /// Returns whether this is the hub of a publisher. It reads no log, and has the default
+    /// settings for requests.
+    pub(crate) fn is_of_publisher(&self) -> bool {
+        self.inner.shared_log.as_ref().is_some_and(|shared| shared.writes_only)
     }
 
     /// Returns the place in the run at which the stream of a request begins, or `None` if the

@@ -147,9 +147,10 @@ impl Hub {
                 Err(Refusal(Kind::Invalid(_))) => {
                     return Err(CommandError::too_many_topics(self.settings().max_topics));
                 }
-                // A topic is banned, or was removed meanwhile. The other instance answers the
-                // client, so this instance cannot refuse the change, and the connection keeps its
-                // topics. `change_topics_of` returns no refusal for another reason.
+                // A topic is banned, or was removed meanwhile, or the stream reads a run. The other
+                // instance answers the client, so this instance cannot refuse the change, and the
+                // connection keeps its topics. `change_topics_of` returns no refusal for another
+                // reason.
                 Err(Refusal(
                     Kind::Gone
                     | Kind::RetryLater { .. }

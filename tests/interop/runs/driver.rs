@@ -14,8 +14,8 @@ use tokio::sync::mpsc;
 use super::clients::Client;
 use super::protocol::HALF;
 
-/// The limit for each step of a client: above the delays of all attempts of a client together. Those
-/// of `LangGraph` are random, and can take a minute.
+/// The limit for each step of a client: above the delays of all attempts of a client together. The
+/// delays of `LangGraph` are random, and can add up to a minute.
 const ACTS_WITHIN: Duration = Duration::from_secs(120);
 
 type Jobs = Arc<Mutex<HashMap<u64, mpsc::UnboundedSender<Value>>>>;

@@ -185,7 +185,7 @@ pub const NOTES: &[Note] = &[
     Note {
         clients: &["`@langchain/langgraph-sdk`"],
         case: Case::Aborted,
-        text: "The client resumes five times, and reports the error half a minute later, or a whole one. Set a last will.",
+        text: "The client resumes five times, and reports the error 30 to 60 seconds later. Set a last will.",
     },
     Note {
         clients: &["`@microsoft/fetch-event-source`"],
