@@ -91,6 +91,34 @@ async fn a_missing_event_fails_in_time_and_the_failure_shows_what_arrived() {
     assert_eq!(page.next().await, None);
 }
 
+/// Heartbeats arrive all the time, and do not extend the time limit.
+#[tokio::test(start_paused = true)]
+async fn the_time_limit_holds_although_heartbeats_arrive() {
+    let hub = Hub::builder().heartbeat(Duration::from_secs(1)).visible_heartbeat().build().unwrap();
+    let app = Router::new().layer(hub.layer("/events", access));
+    let mut page = TestClient::open(&app, request("/events?user=ada")).await.unwrap();
+    let started = tokio::time::Instant::now();
+    failure(page.expect::<Note>()).await;
+    failure(page.expect_event("note")).await;
+    failure(page.expect_end()).await;
+    assert_eq!(started.elapsed(), Duration::from_secs(15));
+}
+
+#[derive(Debug, PartialEq, Serialize, Deserialize, Message)]
+#[message(event = "message")]
+struct Chat(String);
+
+/// A browser passes an event with this name and one without a name to the same listeners.
+#[tokio::test]
+async fn an_event_named_message_is_one_without_a_name() {
+    let (hub, app) = application();
+    let mut page = TestClient::open(&app, request("/events?user=ada")).await.unwrap();
+    hub.user("ada").send(&Chat("a".into())).await.unwrap();
+    hub.user("ada").send(&Chat("b".into())).await.unwrap();
+    assert_eq!(page.expect::<Chat>().await, Chat("a".into()));
+    assert_eq!(page.expect_event("message").await.data, "\"b\"");
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_client_can_expect_that_nothing_arrives() {
     let (hub, app) = application();

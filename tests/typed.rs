@@ -53,6 +53,39 @@ struct OrderTopic {
 #[topic(name = "news")]
 struct News;
 
+/// The names of the variables of the macro, and a raw identifier.
+#[derive(Debug, PartialEq, TypedTopic)]
+#[topic(name = "{topic}/{segments}/{name}/{read}/{written}/{type}")]
+struct Hygiene {
+    topic: String,
+    segments: u8,
+    name: u8,
+    read: u8,
+    written: u8,
+    r#type: u8,
+}
+
+#[derive(Debug, Serialize, Message)]
+#[message(event = "hygiene", key = "type")]
+struct HygieneOfMessage {
+    key: u8,
+    r#type: u8,
+}
+
+/// An enum that is serialized in another form.
+#[derive(Message)]
+enum Tagged {
+    #[message(event = "tagged")]
+    Tagged { id: u64 },
+}
+
+impl Serialize for Tagged {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let Self::Tagged { id } = self;
+        serde_json::json!({ "kind": "Tagged", "id": id }).serialize(serializer)
+    }
+}
+
 /// A type that implements the trait by hand.
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
 struct ByHand(u8);
@@ -113,6 +146,21 @@ fn the_type_knows_its_events_and_the_value_its_key() {
     assert_eq!(Order::Paid { order_id: 8, cents: 1 }.key().as_deref(), Some("8"));
     assert_eq!(Order::Split(1, 2).key().as_deref(), Some("1"));
     assert_eq!(Order::Shipped("post".into()).key(), None);
+}
+
+/// The data would otherwise be lost without an error.
+#[test]
+fn an_enum_in_another_form_is_an_error() {
+    let error = Tagged::Tagged { id: 7 }.to_event().unwrap_err();
+    assert!(error.is_invalid(), "{error}");
+}
+
+#[test]
+fn fields_may_have_any_name() {
+    let topic = Hygiene { topic: "a".into(), segments: 1, name: 2, read: 3, written: 4, r#type: 5 };
+    assert_eq!(topic.to_topic().unwrap().as_str(), "a/1/2/3/4/5");
+    assert_eq!(Hygiene::from_topic("a/1/2/3/4/5"), Some(topic));
+    assert_eq!(HygieneOfMessage { key: 1, r#type: 2 }.key().as_deref(), Some("2"));
 }
 
 #[tokio::test]

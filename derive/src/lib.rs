@@ -1,10 +1,22 @@
-//! The derive macros of tower-sse for typed events. Depend on `tower-sse` with the feature `derive`,
-//! which re-exports the macros.
+//! The derive macros of tower-sse for typed events. Depend on `tower-sse` with the feature
+//! `derive`, which re-exports the macros.
 
-use syn::{DeriveInput, Error};
+use syn::{DeriveInput, Error, Fields, Result};
 
 mod message;
 mod topic;
+
+/// Returns an error if a field has the attribute of a macro, which would have no effect.
+fn no_attribute_of_fields(name: &str, fields: &Fields) -> Result<()> {
+    let mut attributes = fields.iter().flat_map(|field| &field.attrs);
+    match attributes.find(|attribute| attribute.path().is_ident(name)) {
+        Some(attribute) => {
+            let text = format!("`{name}` belongs to the type or the variant, and not to a field");
+            Err(Error::new_spanned(attribute, text))
+        }
+        None => Ok(()),
+    }
+}
 
 /// Implements `tower_sse::Message`. The documentation of that trait describes the attributes.
 #[proc_macro_derive(Message, attributes(message))]

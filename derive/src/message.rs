@@ -4,6 +4,7 @@ use std::collections::HashSet;
 
 use proc_macro2::TokenStream;
 use quote::{quote, quote_spanned};
+use syn::ext::IdentExt;
 use syn::punctuated::Punctuated;
 use syn::spanned::Spanned;
 use syn::{Attribute, Data, DeriveInput, Error, Fields, Index, LitStr, Member, Meta, Result, Token};
@@ -54,11 +55,8 @@ pub(crate) fn expand(input: &DeriveInput) -> Result<TokenStream> {
         }
         None => quote!(#pattern { .. } => ::core::option::Option::None,),
     });
-    let variants: Vec<String> = events
-        .iter()
-        .filter_map(|event| event.variant)
-        .map(|name| syn::ext::IdentExt::unraw(name).to_string())
-        .collect();
+    let variants: Vec<String> =
+        events.iter().filter_map(|event| event.variant).map(|name| name.unraw().to_string()).collect();
     let (ident, (impl_generics, type_generics, bounds)) = (&input.ident, input.generics.split_for_impl());
     Ok(quote! {
         #(#checks)*
@@ -104,6 +102,7 @@ fn event<'a>(
             }
         })?;
     }
+    crate::no_attribute_of_fields("message", fields)?;
     let name = name.ok_or_else(|| Error::new(span, "the name of the event is missing: `#[message(event = \"…\")]`"))?;
     let key = key.map(|key| member(&key, fields)).transpose()?;
     Ok(Event { pattern, name, key, variant })
@@ -112,7 +111,7 @@ fn event<'a>(
 /// Finds the field with this name, or with this number in a tuple.
 fn member(key: &LitStr, fields: &Fields) -> Result<Member> {
     let found = fields.members().find(|member| match member {
-        Member::Named(name) => name == key.value().as_str(),
+        Member::Named(name) => name.unraw() == key.value(),
         Member::Unnamed(Index { index, .. }) => index.to_string() == key.value(),
     });
     found.ok_or_else(|| Error::new_spanned(key, format!("there is no field `{}`", key.value())))
@@ -121,7 +120,8 @@ fn member(key: &LitStr, fields: &Fields) -> Result<Member> {
 /// The payload of an event is the content of its variant. The macro finds it by the name of the
 /// variant, so serde must not change that name or leave it out.
 fn check_serde(attributes: &[Attribute]) -> Result<()> {
-    const CHANGES: [&str; 6] = ["content", "rename", "rename_all", "tag", "untagged", "other"];
+    const CHANGES: [&str; 9] =
+        ["content", "from", "into", "other", "rename", "rename_all", "tag", "try_from", "untagged"];
     for attribute in attributes.iter().filter(|attribute| attribute.path().is_ident("serde")) {
         let options = attribute.parse_args_with(Punctuated::<Meta, Token![,]>::parse_terminated)?;
         for option in options {
@@ -163,7 +163,7 @@ mod tests {
             )),
             missing
         );
-        let enums: [(syn::DeriveInput, &str); 9] = [
+        let enums: [(syn::DeriveInput, &str); 10] = [
             (
                 parse_quote!(
                     enum Never {}
@@ -220,6 +220,16 @@ mod tests {
                     struct A;
                 ),
                 "expected `event` or `key`",
+            ),
+            (
+                parse_quote!(
+                    #[message(event = "a")]
+                    struct A {
+                        #[message(key)]
+                        id: u8,
+                    }
+                ),
+                "`message` belongs to the type or the variant, and not to a field",
             ),
             (
                 parse_quote!(

@@ -2,6 +2,7 @@
 
 use proc_macro2::TokenStream;
 use quote::quote;
+use syn::ext::IdentExt;
 use syn::punctuated::Punctuated;
 use syn::{Data, DeriveInput, Error, Fields, Ident, LitStr, Result, Token, Type};
 
@@ -22,6 +23,7 @@ pub(crate) fn expand(input: &DeriveInput) -> Result<TokenStream> {
             return Err(Error::new_spanned(fields, "the fields of a typed topic have names"));
         }
     };
+    crate::no_attribute_of_fields("topic", &data.fields)?;
     let (name, carried) = attribute(input)?;
     let segments = segments(&name, &fields)?;
 
@@ -39,7 +41,14 @@ pub(crate) fn expand(input: &DeriveInput) -> Result<TokenStream> {
                 return ::core::option::Option::None;
             }
         },
-        Segment::Field(field) => quote!(let #field = ::tower_sse::__private::read_field(segments.next())?;),
+        Segment::Field(field) => {
+            let text = variable(field);
+            quote!(let #text = ::tower_sse::__private::read_field(segments.next())?;)
+        }
+    });
+    let values = fields.iter().map(|field| {
+        let text = variable(field);
+        quote!(#field: #text)
     });
     let (ident, (impl_generics, type_generics, bounds)) = (&input.ident, input.generics.split_for_impl());
     Ok(quote! {
@@ -56,9 +65,10 @@ pub(crate) fn expand(input: &DeriveInput) -> Result<TokenStream> {
             fn from_topic(topic: &str) -> ::core::option::Option<Self> {
                 let mut segments = topic.split('/');
                 #(#reads)*
-                let read = Self { #(#fields),* };
+                let read = Self { #(#values),* };
                 // A text that a field reads but does not write, such as `+7`, is of another topic.
-                let is_same = read.to_topic().is_ok_and(|name| name.as_str() == topic);
+                let written = ::tower_sse::TypedTopic::to_topic(&read);
+                let is_same = written.is_ok_and(|name| name.as_str() == topic);
                 is_same.then_some(read)
             }
         }
@@ -67,6 +77,12 @@ pub(crate) fn expand(input: &DeriveInput) -> Result<TokenStream> {
             impl #impl_generics ::tower_sse::Carries<#carried> for #ident #type_generics #bounds {}
         )*
     })
+}
+
+/// Returns the variable for the text of a field. A name of its own, so that no field hides the
+/// macro's variables.
+fn variable(field: &Ident) -> Ident {
+    quote::format_ident!("field_{}", field.unraw())
 }
 
 /// Reads `#[topic(name = "…", carries(…))]`.
@@ -100,7 +116,7 @@ fn segments<'a>(name: &LitStr, fields: &[&'a Ident]) -> Result<Vec<Segment<'a>>>
     let mut segments = Vec::new();
     for segment in name.value().split('/') {
         if let Some(field) = segment.strip_prefix('{').and_then(|rest| rest.strip_suffix('}')) {
-            let Some(found) = unused.iter().position(|unused| *unused == field) else {
+            let Some(found) = unused.iter().position(|unused| unused.unraw() == field) else {
                 return problem(format!("there is no field `{field}`, or the name has it twice"));
             };
             segments.push(Segment::Field(unused.remove(found)));

@@ -19,6 +19,7 @@ use http::request::Parts;
 use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode};
 use http_body::{Body, Frame};
 use serde::de::DeserializeOwned;
+use tokio::time::Instant;
 use tower_service::Service;
 
 use crate::macros::opaque_debug;
@@ -38,7 +39,8 @@ const MAX_TEXT_BYTES: usize = 64 * 1024;
 /// [time limit](Self::time_limit), or if something else arrives, they panic and print what has
 /// arrived. With tokio's paused clock, the time limit costs no real time.
 ///
-/// Cancel safety: a method whose future is dropped loses no event.
+/// Cancel safety: `expect`, `expect_event`, `expect_nothing` and `next` lose no event if their
+/// future is dropped.
 pub struct TestClient<S, B> {
     service: S,
     request: Parts,
@@ -55,7 +57,8 @@ pub struct TestClient<S, B> {
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct TestEvent {
-    /// The name, or an empty text if the event has none.
+    /// The name, or an empty text if the event has none or is named `message`: a client cannot tell
+    /// the difference.
     pub name: String,
     /// The data, with every line break as LF.
     pub data: String,
@@ -70,7 +73,8 @@ impl TestEvent {
     ///
     /// Returns an error if the event has the name of the type, but its data is not of the type.
     pub fn message<M: Message + DeserializeOwned>(&self) -> Result<Option<M>, serde_json::Error> {
-        M::from_event(&self.name, &self.data)
+        let name = if self.name.is_empty() { "message" } else { &self.name };
+        M::from_event(name, &self.data)
     }
 
     fn is_of_hub(&self) -> bool {
@@ -218,7 +222,7 @@ impl<S, B> TestClient<S, B> {
     ///
     /// Panics if the next event is none of `M`, if the stream ends, or after the time limit.
     pub async fn expect<M: Message + DeserializeOwned>(&mut self) -> M {
-        let wanted = format!("one of the events {:?}", M::EVENTS);
+        let wanted = format!("one of the events {:?} within {:?}", M::EVENTS, self.limit);
         let arrival = self.skip_progress().await;
         if let Arrival::Event(event) = &arrival {
             match event.message() {
@@ -237,11 +241,13 @@ impl<S, B> TestClient<S, B> {
     ///
     /// Panics if another event arrives, if the stream ends, or after the time limit.
     pub async fn expect_event(&mut self, name: &str) -> TestEvent {
+        let until = Instant::now() + self.limit;
+        let wanted = if name == "message" { "" } else { name };
         loop {
-            match self.arrival(self.limit).await {
-                Arrival::Event(event) if event.name == name => return event,
+            match self.arrival(until).await {
+                Arrival::Event(event) if event.name == wanted => return event,
                 Arrival::Event(event) if event.is_progress() => {}
-                arrival => self.fail(&format!("the event {name:?}"), &arrival.to_string()),
+                arrival => self.fail(&format!("the event {name:?} within {:?}", self.limit), &arrival.to_string()),
             }
         }
     }
@@ -253,13 +259,12 @@ impl<S, B> TestClient<S, B> {
     ///
     /// Panics if an event arrives, or if the stream ends.
     pub async fn expect_nothing(&mut self, time: Duration) {
-        let until = tokio::time::Instant::now() + time;
+        let until = Instant::now() + time;
         loop {
-            let remaining = until.saturating_duration_since(tokio::time::Instant::now());
-            match self.arrival(remaining).await {
+            match self.arrival(until).await {
                 Arrival::Nothing => return,
                 Arrival::Event(event) if event.is_of_hub() && event.name != "hub.gap" => {}
-                arrival => self.fail("no event", &arrival.to_string()),
+                arrival => self.fail(&format!("no event within {time:?}"), &arrival.to_string()),
             }
         }
     }
@@ -272,13 +277,14 @@ impl<S, B> TestClient<S, B> {
     ///
     /// Panics if an event of the application arrives, or after the time limit.
     pub async fn expect_end(&mut self) -> Option<String> {
+        let until = Instant::now() + self.limit;
         let mut bye = None;
         loop {
-            match self.arrival(self.limit).await {
+            match self.arrival(until).await {
                 Arrival::End | Arrival::Break(_) => return bye,
                 Arrival::Event(event) if event.name == "hub.bye" => bye = Some(event.data),
                 Arrival::Event(event) if event.is_of_hub() => {}
-                arrival => self.fail("the end of the stream", &arrival.to_string()),
+                arrival => self.fail(&format!("the end of the stream within {:?}", self.limit), &arrival.to_string()),
             }
         }
     }
@@ -289,16 +295,17 @@ impl<S, B> TestClient<S, B> {
     ///
     /// Panics after the time limit.
     pub async fn next(&mut self) -> Option<TestEvent> {
-        match self.arrival(self.limit).await {
+        match self.arrival(Instant::now() + self.limit).await {
             Arrival::Event(event) => Some(event),
             Arrival::End | Arrival::Break(_) => None,
-            arrival @ Arrival::Nothing => self.fail("an event", &arrival.to_string()),
+            arrival @ Arrival::Nothing => self.fail(&format!("an event within {:?}", self.limit), &arrival.to_string()),
         }
     }
 
     async fn skip_progress(&mut self) -> Arrival {
+        let until = Instant::now() + self.limit;
         loop {
-            match self.arrival(self.limit).await {
+            match self.arrival(until).await {
                 Arrival::Event(event) if event.is_progress() => {}
                 arrival => return arrival,
             }
@@ -306,8 +313,8 @@ impl<S, B> TestClient<S, B> {
     }
 
     /// Waits for the next event or the end. An event that is ready arrives also if no time is left.
-    async fn arrival(&mut self, limit: Duration) -> Arrival {
-        let Sse { event, data, id, .. } = match tokio::time::timeout(limit, self.events.next()).await {
+    async fn arrival(&mut self, until: Instant) -> Arrival {
+        let Sse { event, data, id, .. } = match tokio::time::timeout_at(until, self.events.next()).await {
             Err(_) => return Arrival::Nothing,
             Ok(None) => return Arrival::End,
             Ok(Some(Err(error))) => return Arrival::Break(error),
@@ -324,7 +331,7 @@ impl<S, B> TestClient<S, B> {
     }
 
     fn fail(&self, wanted: &str, arrived: &str) -> ! {
-        let mut text = format!("expected {wanted} within {:?}, but {arrived} arrived", self.limit);
+        let mut text = format!("expected {wanted}, but {arrived} arrived");
         let left_out = self.seen.len().saturating_sub(SHOWN);
         text.push_str(if self.seen.is_empty() { "\nno event has arrived so far" } else { "\nall events so far:" });
         if left_out > 0 {

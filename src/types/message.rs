@@ -83,12 +83,18 @@ pub trait Message: Serialize {
     ///
     /// # Errors
     ///
-    /// Returns an error if the value cannot be serialized.
+    /// Returns an error if the value cannot be serialized, or if it is of an enum whose JSON does
+    /// not have serde's default form, for example because of a `Serialize` that was written by
+    /// hand.
     fn to_event(&self) -> Result<Event, PublishError> {
         let name = self.event();
         let json = serde_json::to_string(self).map_err(PublishError::not_json)?;
         let data = match Self::EVENTS.iter().position(|event| *event == name).and_then(|n| Self::VARIANTS.get(n)) {
-            Some(variant) => content(&json, variant).to_owned(),
+            Some(variant) => {
+                let content = content(&json, variant);
+                let other_form = || serde::ser::Error::custom("the enum does not have serde's default form");
+                content.ok_or_else(|| PublishError::not_json(other_form()))?.to_owned()
+            }
             None => json,
         };
         let event = Event::new(name, data);
@@ -118,10 +124,13 @@ pub trait Message: Serialize {
 }
 
 /// Returns the content of a variant: `{"Variant":content}` is the JSON of its enum, or `"Variant"`
-/// without content.
-fn content<'a>(json: &'a str, variant: &str) -> &'a str {
-    let inner = json.strip_prefix("{\"").and_then(|rest| rest.strip_prefix(variant));
-    inner.and_then(|rest| rest.strip_prefix("\":")?.strip_suffix('}')).unwrap_or("null")
+/// without content. Returns `None` if the JSON has another form.
+fn content<'a>(json: &'a str, variant: &str) -> Option<&'a str> {
+    let is_alone = json.strip_prefix('"').and_then(|rest| rest.strip_suffix('"')) == Some(variant);
+    if is_alone {
+        return Some("null");
+    }
+    json.strip_prefix("{\"")?.strip_prefix(variant)?.strip_prefix("\":")?.strip_suffix('}')
 }
 
 /// Fails to compile if the name of an event is invalid or reserved. The same rules as
