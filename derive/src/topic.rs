@@ -79,8 +79,8 @@ pub(crate) fn expand(input: &DeriveInput) -> Result<TokenStream> {
     })
 }
 
-/// Returns the variable for the text of a field. A name of its own, so that no field hides the
-/// macro's variables.
+/// Returns the variable for the text of a field. The prefix keeps it apart from the other variables
+/// of the macro.
 fn variable(field: &Ident) -> Ident {
     quote::format_ident!("field_{}", field.unraw())
 }

@@ -9,9 +9,9 @@ use super::event::{Event, MAX_EVENT_NAME_BYTES};
 /// A type whose values are events: it names the event, and its value as JSON is the data.
 ///
 /// With the feature `derive`, `#[derive(Message)]` implements this trait. On a struct, the
-/// attribute `message` has the name of the event. On an enum, each variant has an event of its own,
-/// and the data is the content of the variant. `key` names the field whose text is the event's key,
-/// for current values ([`Event::key`]). In a tuple, the field is a number: `key = "0"`.
+/// attribute `message` has the name of the event. On an enum, each variant is one event, and the
+/// data is the content of the variant. `key` names the field whose text is the event's key, for
+/// current values ([`Event::key`]). In a tuple, the field is a number: `key = "0"`.
 ///
 /// ```
 /// # #[cfg(feature = "derive")] #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {

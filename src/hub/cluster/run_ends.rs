@@ -6,8 +6,8 @@
 //!    the broker has accepted them.
 //! 2. Reads of runs do not wait for ends. The ends of one turn do not wait for each other, and the
 //!    next turn begins after the last of them.
-//! 3. A drain ends the runs of its instance as aborted, except those whose ends are queued already.
-//!    So a run that was finished does not end as aborted.
+//! 3. A drain ends the runs of its instance as aborted. It leaves out a run whose end is queued
+//!    already, so that a run that was finished does not end as aborted.
 
 use std::sync::{Arc, Weak};
 

@@ -17,7 +17,7 @@ two instances with one log. `tests/interop/runs` has the application and the scr
 The outcomes are the same when the hub takes sockets over, over HTTP/2, and through nginx with
 `proxy_http_version 1.1`. HTTP/1.0, the default of nginx before 1.29.7, cannot express a break, so
 clients take a break for the end. The test repeats the breaks at every byte over HTTP/1.1 only. Over
-HTTP/2 each request has a connection of its own.
+HTTP/2 each request uses a separate connection.
 ";
 
 const WORDS: &str = "

@@ -13,7 +13,7 @@ def connector(module, **options):
     """Returns a function that returns an HTTP client of the module `httpx` or `httpx2`.
 
     Over HTTP/1.1 it always returns the same client, because the start of one takes long. Over
-    HTTP/2 it returns a new one for each request, so that each request has a connection of its own
+    HTTP/2 it returns a new one for each request, so that each request uses a separate connection
     and the test can route it.
     """
     if os.environ.get("RUNS_HTTP2"):
