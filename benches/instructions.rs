@@ -64,6 +64,7 @@ const CASES: &[Case] = &[
     Case { name: "publish to 10000", unit: "publish", times: 100, run: |runtime| publish(runtime, 10_000, 100) },
     Case { name: "wake 1000", unit: "listener", times: 20 * 1_000, run: wake },
     Case { name: "deliver", unit: "delivery", times: 20 * 1_000, run: |runtime| deliver(runtime, 1, 1_000) },
+    Case { name: "deliver, with metrics", unit: "delivery", times: 20 * 1_000, run: deliver_with_metrics },
     Case { name: "poll without events", unit: "poll", times: 20 * 1_000, run: poll_without_events },
     Case { name: "deliver, minimal body", unit: "delivery", times: 20 * 1_000, run: deliver_floor },
     Case {
@@ -125,8 +126,18 @@ fn wake(runtime: &Runtime) {
 
 /// Counts the poll that returns all events at once, and the poll after it, which is pending.
 fn deliver(runtime: &Runtime, events: usize, listeners: usize) {
-    let hub = Hub::builder().build().unwrap();
-    let mut sleepers = sleepers(&hub, listeners);
+    deliver_from(&Hub::builder().build().unwrap(), runtime, events, listeners);
+}
+
+/// Counts the same with a recorder for Prometheus.
+fn deliver_with_metrics(runtime: &Runtime) {
+    let recorder = metrics_exporter_prometheus::PrometheusBuilder::new().build_recorder();
+    let hub = metrics::with_local_recorder(&recorder, || Hub::builder().build().unwrap());
+    deliver_from(&hub, runtime, 1, 1_000);
+}
+
+fn deliver_from(hub: &Hub, runtime: &Runtime, events: usize, listeners: usize) {
+    let mut sleepers = sleepers(hub, listeners);
     for _ in 0..20 {
         for _ in 0..events {
             hub.topic("t").publish_now(event()).unwrap();

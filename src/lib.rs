@@ -258,6 +258,7 @@
 //! | `axum` | yes | `StreamRequest`, `Hub` and `ConnectionId` as extractors; `EventStream` and errors as responses. Depends on axum-core only | 9 |
 //! | `axum-listener` | yes | `Hub::listener` and `SseMakeService` for `axum::serve` | 9 |
 //! | `derive` | no | `#[derive(Message)]`: typed events | 10 |
+//! | `metrics` | no | metrics through the facade of the crate `metrics`, and `Hub::record_metrics`. `docs/metrics.md` lists them | 11 |
 //! | `nats` | no | `backplane::Nats`: several instances through a NATS server with JetStream | 74 |
 //! | `redis` | no | `backplane::Redis`: several instances through a Redis server | 59 |
 //! | `takeover` | no | `SseIo::take_over` and `Hub::listener_with_takeover`: less memory for idle streams, on Unix | 9 |
@@ -293,6 +294,8 @@ mod documents {
     struct FromSocketioxide;
     #[doc = include_str!("../docs/leaving.md")]
     struct Leaving;
+    #[doc = include_str!("../docs/metrics.md")]
+    struct MetricsPage;
     #[doc = include_str!("../docs/mounting.md")]
     struct Mounting;
     #[doc = include_str!("../docs/recipes.md")]

@@ -4,7 +4,9 @@
 
 mod kit;
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::{self, Write};
+use std::path::Path;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -14,6 +16,8 @@ use axum::Router;
 use futures::{FutureExt, StreamExt};
 use http::Request;
 use http_body_util::BodyExt;
+use proc_macro2::{TokenStream, TokenTree};
+use quote::ToTokens;
 use tower::ServiceExt;
 use tower_sse::{
     Cursor, Disconnect, EndReason, Event, EventBody, GapReason, Hub, HubBuilder, IntoAccess, LagPolicy, Public,
@@ -198,7 +202,7 @@ async fn a_publish_of_a_publisher_logs_one_line_at_debug() {
     let (lines, _guard) = LogLines::capture();
     let publisher = tower_sse::Publisher::new(tower_sse::backplane::Memory::new()).unwrap();
     let receipt = publisher.topic("t").publish(Event::unnamed("x")).await.unwrap();
-    let logged = lines.at(Level::DEBUG);
+    let logged: Vec<_> = lines.at(Level::DEBUG).into_iter().filter(|line| line.contains("message=")).collect();
     assert!(logged.len() == 1 && logged[0].contains(&receipt.position.to_string()), "{logged:?}");
 }
 
@@ -803,4 +807,73 @@ async fn log_lines_and_debug_output_contain_no_ticket() {
     assert!(!debug.contains(ticket.as_str()), "{debug}");
     let logged: String = lines.all().into_iter().map(|line| line.text + "\n").collect();
     assert!(logged.contains("refused") && !logged.contains(ticket.as_str()), "{logged}");
+}
+
+// -------------------------------------------------------------------------------------------------
+// The table of docs/metrics.md
+
+/// The level and the fields of log events and spans, by name.
+type Listed = BTreeMap<String, (BTreeSet<String>, BTreeSet<String>)>;
+
+/// Reads the arguments of each `tracing` macro in the source.
+fn list_source(folder: &Path, listed: &mut Listed) {
+    for entry in std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()) {
+        if entry.is_dir() {
+            list_source(&entry, listed);
+        } else if let Ok(file) = syn::parse_file(&std::fs::read_to_string(&entry).unwrap()) {
+            list_macros(file.into_token_stream(), listed);
+        }
+    }
+}
+
+fn list_macros(tokens: TokenStream, listed: &mut Listed) {
+    let tokens: Vec<TokenTree> = tokens.into_iter().collect();
+    for (at, token) in tokens.iter().enumerate() {
+        let TokenTree::Group(group) = token else { continue };
+        // `tracing :: level ! ( … )`
+        let is_macro = at >= 5 && tokens[at - 5].to_string() == "tracing" && tokens[at - 1].to_string() == "!";
+        if is_macro {
+            list_macro(&tokens[at - 2].to_string(), &group.stream(), listed);
+        } else {
+            list_macros(group.stream(), listed);
+        }
+    }
+}
+
+fn list_macro(kind: &str, arguments: &TokenStream, listed: &mut Listed) {
+    let arguments: Vec<TokenTree> = arguments.clone().into_iter().collect();
+    let mut arguments: Vec<String> = arguments
+        .split(|token| token.to_string() == ",")
+        .map(|argument| argument.iter().map(ToString::to_string).collect::<String>())
+        .collect();
+    let first = arguments.remove(0);
+    let name = match kind.strip_suffix("_span") {
+        Some(_) => first.as_str(),
+        None => first.strip_prefix("name:").unwrap_or_else(|| panic!("a log event has no name: {first}")),
+    };
+    let (levels, fields) = listed.entry(name.trim_matches('"').to_owned()).or_default();
+    levels.insert(kind.strip_suffix("_span").map_or(kind.to_owned(), |level| format!("span, {level}")));
+    let is_field = |argument: &&String| !argument.starts_with('"') && !argument.is_empty();
+    let name = |argument: &String| argument.split('=').next().unwrap().trim_matches(['%', '?']).to_owned();
+    fields.extend(arguments.iter().filter(is_field).map(name));
+}
+
+fn list_document(document: &str) -> Listed {
+    let in_backticks = |cell: &str| cell.split('`').skip(1).step_by(2).map(str::to_owned).collect::<BTreeSet<_>>();
+    let row = |line: &str| {
+        let cells: Vec<_> = line.split(" | ").collect();
+        let name = cells[0].strip_prefix("| `")?.strip_suffix('`')?.to_owned();
+        let kinds = ["debug", "info", "warn", "error", "span, debug"];
+        let levels: BTreeSet<_> = cells.get(1)?.split(" and ").map(str::to_owned).collect();
+        levels.iter().all(|level| kinds.contains(&level.as_str())).then(|| (name, (levels, in_backticks(cells[2]))))
+    };
+    document.lines().filter_map(row).collect()
+}
+
+#[test]
+fn the_document_lists_the_name_the_level_and_the_fields_of_every_log_event() {
+    let mut listed = Listed::new();
+    list_source(Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/src")), &mut listed);
+    assert!(listed.len() > 50, "{listed:?}");
+    assert_eq!(list_document(include_str!("../docs/metrics.md")), listed);
 }

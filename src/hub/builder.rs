@@ -366,7 +366,7 @@ impl HubBuilder {
         let Configuration { settings, .. } = &self.configuration;
         self.configuration.check()?;
         if !settings.presence_rules.is_empty() && settings.presence_grace < settings.retry {
-            tracing::warn!("presence_grace is shorter than retry: a user leaves before a browser reconnects");
+            tracing::warn!(name: "sse.settings.short_grace", "presence_grace is shorter than retry: a user leaves before a browser reconnects");
         }
         let epoch =
             getrandom::u64().map_err(|_| BuildError::new("build", "the operating system returned no random bytes"))?;

@@ -20,7 +20,10 @@ use super::connection::socket::Transports;
 use super::membership::roster::Presences;
 use super::observe::counters::Counters;
 use super::observe::lifecycle::Lifecycles;
+#[cfg(feature = "metrics")]
+use super::observe::metrics::Metrics;
 use super::observe::start::Start;
+use super::observe::stats::Stats;
 use super::runs::table::Runs;
 use super::tasks::background::Background;
 use super::tasks::workers::{Host, Workers, wake_rest};
@@ -155,6 +158,11 @@ impl Hub {
         self.inner.start.log(log, self.settings().instance_name.as_deref());
     }
 
+    #[cfg(feature = "metrics")]
+    pub(super) fn metrics(&self) -> &Metrics {
+        &self.inner.counters.metrics
+    }
+
     pub(crate) fn registry(&self) -> &Registry {
         &self.inner.registry
     }
@@ -244,6 +252,47 @@ impl Inner {
         self.tasks.of_shared_log.iter().for_each(|task| task.ensure(self));
     }
 
+    #[cfg(feature = "metrics")]
+    pub(super) fn record_stats(&self) {
+        self.counters.metrics.record(|| self.stats());
+    }
+
+    pub(super) fn stats(&self) -> Stats {
+        let now = self.now();
+        let usage = self.log.usage();
+        let totals = self.counters.totals();
+        let handles = self.registry.all();
+        let overdue = |since: u64| now > since.saturating_add(1_000);
+        Stats {
+            connections: handles.len(),
+            channels: usage.channels,
+            users: self.registry.users(),
+            retained_bytes: usage.ring_bytes,
+            keyed_bytes: usage.keyed_bytes,
+            position: self.log.position(),
+            connected: totals.connected,
+            published: totals.published,
+            delivered: totals.delivered,
+            #[cfg(feature = "metrics")]
+            sent_bytes: totals.sent_bytes,
+            stale: self.shared_log.as_ref().is_some_and(SharedLog::is_stale),
+            others: self.shared_log.as_ref().map_or(0, SharedLog::instances),
+            skipped: self.shared_log.as_ref().map_or(0, SharedLog::skipped),
+            evicted: usage.evicted,
+            // An idle stream has nothing to read, however old its cursor is.
+            lag: handles
+                .iter()
+                .filter(|handle| handle.needs_poll(now))
+                .map(|handle| self.log.lag(&handle.subscriber))
+                .max()
+                .unwrap_or(0),
+            stalled: handles.iter().filter(|handle| handle.overdue_since().is_some_and(overdue)).count(),
+            gaps: totals.gaps,
+            refused: totals.refused,
+            ended: totals.ended,
+        }
+    }
+
     pub(super) fn at(&self, instant: Instant) -> Millis {
         let since = u64::try_from(instant.saturating_duration_since(self.started).as_millis());
         since.map_or(Millis::MAX, |since| since.saturating_add(STARTED))
@@ -251,6 +300,14 @@ impl Inner {
 
     pub(super) fn instant(&self, millis: Millis) -> Instant {
         self.started + Duration::from_millis(millis.saturating_sub(STARTED))
+    }
+}
+
+/// The last counts of a hub reach the recorder, although no call of `record_metrics` follows.
+#[cfg(feature = "metrics")]
+impl Drop for Inner {
+    fn drop(&mut self) {
+        self.record_stats();
     }
 }
 

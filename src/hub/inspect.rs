@@ -3,7 +3,6 @@
 use std::sync::Arc;
 
 use super::Hub;
-use super::cluster::shared_log::SharedLog;
 use super::connection::handle::ConnectionHandle;
 use super::connection::info::ConnectionInfo;
 use super::observe::lifecycle::Lifecycle;
@@ -70,35 +69,30 @@ impl Hub {
     /// ```
     #[must_use]
     pub fn stats(&self) -> Stats {
-        let now = self.now();
-        let usage = self.log().usage();
-        let totals = self.counters().totals();
-        let handles = self.registry().all();
-        let overdue = |since: u64| now > since.saturating_add(1_000);
-        Stats {
-            connections: handles.len(),
-            channels: usage.channels,
-            users: self.registry().users(),
-            retained_bytes: usage.ring_bytes,
-            keyed_bytes: usage.keyed_bytes,
-            position: self.position(),
-            connected: totals.connected,
-            published: totals.published,
-            delivered: totals.delivered,
-            others: self.inner.shared_log.as_ref().map_or(0, SharedLog::instances),
-            skipped: self.inner.shared_log.as_ref().map_or(0, SharedLog::skipped),
-            evicted: usage.evicted,
-            // An idle stream has nothing to read, however old its cursor is.
-            lag: handles
-                .iter()
-                .filter(|handle| handle.needs_poll(now))
-                .map(|handle| self.log().lag(&handle.subscriber))
-                .max()
-                .unwrap_or(0),
-            stalled: handles.iter().filter(|handle| handle.overdue_since().is_some_and(overdue)).count(),
-            gaps: totals.gaps,
-            refused: totals.refused,
-            ended: totals.ended,
-        }
+        self.inner.stats()
+    }
+
+    /// Brings the metrics up to date, for example before the handler of `/metrics` renders them.
+    /// This method needs the feature `metrics`. `docs/metrics.md` lists the metrics.
+    ///
+    /// The hub calls this method itself at least every 5 s while a stream is open or the log of
+    /// this process has events, so that exporters that push need no calls. A call costs as much as
+    /// [`stats`](Self::stats).
+    ///
+    /// Metrics go to the recorder that was installed when the hub was built. Install the recorder
+    /// first. The metrics of several hubs in a process are their sum.
+    ///
+    /// ```
+    /// use tower_sse::Hub;
+    ///
+    /// // In production, `PrometheusBuilder::new().install_recorder()` comes first.
+    /// let hub = Hub::builder().build()?;
+    /// hub.record_metrics();
+    /// # Ok::<(), tower_sse::BuildError>(())
+    /// ```
+    #[cfg(feature = "metrics")]
+    #[cfg_attr(docsrs, doc(cfg(feature = "metrics")))]
+    pub fn record_metrics(&self) {
+        self.inner.record_stats();
     }
 }

@@ -1,5 +1,8 @@
 //! Publishing: checks an event and its target, then appends the event to the log in one step.
 
+#[cfg(feature = "metrics")]
+use std::time::Instant;
+
 use smallvec::SmallVec;
 
 use super::target::Source;
@@ -42,13 +45,27 @@ impl Hub {
     where
         I: IntoIterator<Item = (Target<'a>, Event)>,
     {
+        #[cfg(feature = "metrics")]
+        let started = Instant::now();
         let events = events.into_iter().map(|(target, event)| (target.checked_for(self), event));
-        if let Some(shared) = &self.inner.shared_log {
+        let results = if let Some(shared) = &self.inner.shared_log {
             let checked = events.map(|(audience, event)| self.checked_event(audience, event)).collect();
-            return self.publish_shared(shared, checked).await;
+            self.publish_shared(shared, checked).await
+        } else {
+            let (entries, errors) = split(events.map(|(audience, event)| self.entry(audience, &event)));
+            join(errors, self.append(entries).into_iter().map(Ok))
+        };
+        #[cfg(feature = "metrics")]
+        self.metrics().publishing.called(started, &results);
+        results
+    }
+
+    fn publish_local(&self, audience: Result<Audience, InvalidName>, event: &Event) -> Result<Receipt, PublishError> {
+        if self.inner.shared_log.is_some() {
+            return Err(PublishError::SHARED);
         }
-        let (entries, errors) = split(events.map(|(audience, event)| self.entry(audience, &event)));
-        join(errors, self.append(entries).into_iter().map(Ok))
+        let entry = self.entry(audience, event)?;
+        self.append([entry]).pop().ok_or(PublishError::CLOSED)
     }
 
     async fn publish_shared(
@@ -177,9 +194,11 @@ impl Target<'_> {
     /// [`Hub::ticket`].
     pub async fn publish(self, event: Event) -> Result<Receipt, PublishError> {
         let hub = self.source;
-        let Some(shared) = &hub.inner.shared_log else { return self.publish_now(event) };
-        let checked = hub.checked_event(self.audience, event);
-        hub.publish_shared(shared, vec![checked]).await.pop().unwrap_or(Err(PublishError::CLOSED))
+        if hub.inner.shared_log.is_none() {
+            return self.publish_now(event);
+        }
+        // `publish_many` returns one result for each event.
+        hub.publish_many([(self, event)]).await.pop().unwrap_or(Err(PublishError::CLOSED))
     }
 
     /// Publishes an event from code that cannot await, for example a `Drop`, a callback or a thread
@@ -200,12 +219,13 @@ impl Target<'_> {
     /// shared log.
     #[expect(clippy::needless_pass_by_value, reason = "the same signature as `publish`")]
     pub fn publish_now(self, event: Event) -> Result<Receipt, PublishError> {
+        #[cfg(feature = "metrics")]
+        let started = Instant::now();
         let hub = self.source;
-        if hub.inner.shared_log.is_some() {
-            return Err(PublishError::SHARED);
-        }
-        let entry = hub.entry(self.audience, &event)?;
-        hub.append([entry]).pop().ok_or(PublishError::CLOSED)
+        let result = hub.publish_local(self.audience, &event);
+        #[cfg(feature = "metrics")]
+        hub.metrics().publishing.called(started, std::slice::from_ref(&result));
+        result
     }
 
     /// Checks whether [`publish`](Self::publish) would accept this event. Use it to publish a batch
@@ -256,7 +276,7 @@ impl<'h> Target<'h> {
 }
 
 pub(super) fn log(target: &'static str, receipt: &Receipt) {
-    tracing::debug!(target_kind = target, receivers = receipt.connections, position = %receipt.position, "published");
+    tracing::debug!(name: "sse.publish.appended", target_kind = target, receivers = receipt.connections, position = %receipt.position, "published");
 }
 
 /// Splits checked events into two lists: the valid events, and for each event its error, or `None`

@@ -10,6 +10,8 @@ use crate::backplane::{Backplane, LogPosition};
 use crate::hub::cluster::append;
 use crate::hub::config::configuration::Configuration;
 use crate::hub::observe::counters::KEY_IGNORED;
+#[cfg(feature = "metrics")]
+use crate::hub::observe::metrics::PublishMetrics;
 use crate::log::{Entry, Policies};
 use crate::macros::opaque_debug;
 use crate::sync::{AtomicBool, Mutex, Ordering};
@@ -68,6 +70,8 @@ struct Inner {
     /// if the log has a different record at this position.
     seen: Mutex<Option<LogPosition>>,
     is_key_ignored_logged: AtomicBool,
+    #[cfg(feature = "metrics")]
+    metrics: PublishMetrics,
 }
 
 impl HubBuilder {
@@ -108,6 +112,8 @@ impl HubBuilder {
                 writer: OnceLock::new(),
                 seen: Mutex::new(None),
                 is_key_ignored_logged: AtomicBool::new(false),
+                #[cfg(feature = "metrics")]
+                metrics: PublishMetrics::default(),
             }),
         })
     }
@@ -163,6 +169,8 @@ impl Publisher {
     where
         I: IntoIterator<Item = (Target<'a, Self>, Event)>,
     {
+        #[cfg(feature = "metrics")]
+        let started = std::time::Instant::now();
         let mut about = Vec::new();
         let (records, errors) = split(events.into_iter().map(|(target, event)| {
             let audience = self.checked(target.checked_for(self), &event)?;
@@ -173,7 +181,7 @@ impl Publisher {
         if about.iter().any(|(_, key_ignored)| *key_ignored)
             && !self.inner.is_key_ignored_logged.swap(true, Ordering::Relaxed)
         {
-            tracing::warn!("{KEY_IGNORED} (logged once)");
+            tracing::warn!(name: "sse.publish.key_ignored", "{KEY_IGNORED} (logged once)");
         }
         let positions = self.append(records).await.into_iter().zip(about);
         let receipt = |(position, (kind, key_ignored)): (Result<Position, PublishError>, _)| {
@@ -181,7 +189,10 @@ impl Publisher {
             log(kind, &receipt);
             Ok(receipt)
         };
-        join(errors, positions.map(receipt))
+        let results = join(errors, positions.map(receipt));
+        #[cfg(feature = "metrics")]
+        self.inner.metrics.called(started, &results);
+        results
     }
 
     /// Checks an event by the same rules as a hub.

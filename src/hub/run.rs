@@ -154,7 +154,7 @@ impl Run {
             Ok(Some(run)) => Found::Run(run),
             Ok(None) => Found::Nothing,
             Err(error) if error.is_unavailable() => {
-                tracing::debug!(%error, "a run cannot be looked up");
+                tracing::debug!(name: "sse.run.lookup_failed", %error, "a run cannot be looked up");
                 self.own_ended().map_or(Found::Unavailable, Found::Own)
             }
             Err(error) => return Err(error),

@@ -72,7 +72,7 @@ impl RunWriter {
     /// Cancel safety: if the future is dropped, the event may have been published or not. The next
     /// call first completes it.
     pub async fn publish(&self, event: Event) -> Result<u64, RunError> {
-        self.append(vec![event], None).await
+        self.publish_many([event]).await
     }
 
     /// Publishes a typed event. Errors and cancel safety are those of [`publish`](Self::publish).
@@ -109,7 +109,13 @@ impl RunWriter {
     /// [`publish`](Self::publish). A broker also limits the size of all events together: NATS to
     /// 1 MiB by default.
     pub async fn publish_many(&self, events: impl IntoIterator<Item = Event>) -> Result<u64, RunError> {
-        self.append(events.into_iter().collect(), None).await
+        let events: Vec<_> = events.into_iter().collect();
+        #[cfg(feature = "metrics")]
+        let (started, count) = (std::time::Instant::now(), events.len());
+        let result = self.append(events, None).await;
+        #[cfg(feature = "metrics")]
+        self.hub.metrics().publishing.called_for_run(started, count, &result);
+        result
     }
 
     /// Completes when any instance calls [`Run::stop`](crate::Run::stop), and also when the run has

@@ -121,7 +121,7 @@ impl Hub {
         }
         let handles = self.registry().all();
         let moves = self.transports().leave();
-        tracing::info!(streams = handles.len(), "the hub is draining");
+        tracing::info!(name: "sse.hub.draining", streams = handles.len(), "the hub is draining");
         let mut batches = handles.chunks(BATCH);
         let last = batches.next_back().unwrap_or_default();
         for batch in batches {
@@ -161,7 +161,7 @@ impl Hub {
             // when it is polled next.
             let _ = timeout(AFTER_CUT, self.registry().emptied()).await;
             left.iter().for_each(|handle| self.inner.give_up(handle));
-            tracing::warn!(cut = drained.cut, "the drain cut streams and sockets that did not end within drain_limit");
+            tracing::warn!(name: "sse.hub.drain_cut", cut = drained.cut, "the drain cut streams and sockets that did not end within drain_limit");
         }
         self.inner.closed.store(true, Ordering::Release);
         if let Some(shared) = &self.inner.shared_log {
@@ -170,7 +170,7 @@ impl Hub {
         }
         let any_hidden = handles.iter().any(|handle| handle.to_network && !handle.is_transport_known());
         tokio::spawn(cut_lingering(Arc::downgrade(&self.inner), any_hidden));
-        tracing::info!(ended = drained.ended, cut = drained.cut, "the hub was drained");
+        tracing::info!(name: "sse.hub.drained", ended = drained.ended, cut = drained.cut, "the hub was drained");
         drained
     }
 

@@ -8,6 +8,8 @@ use smallvec::SmallVec;
 use super::backfill::Block;
 use super::channel::Channel;
 use super::store::Record;
+#[cfg(feature = "metrics")]
+use super::time::Millis;
 use crate::types::{Address, GapReason};
 use crate::wire::Chunk;
 
@@ -59,6 +61,12 @@ impl Batch {
     /// Returns the number of records, including those of a piece.
     pub(crate) fn count(&self) -> usize {
         self.records.len() + self.piece.as_ref().map_or(0, |piece| piece.count)
+    }
+
+    /// Returns the time at which the first record was published, or `None` if there is no record.
+    #[cfg(feature = "metrics")]
+    pub(crate) fn published_at(&self) -> Option<Millis> {
+        self.piece.as_ref().map(|piece| piece.at).or_else(|| Some(self.records.first()?.record.at))
     }
 
     /// Returns the numbers of the records. The numbers of a piece come from the ids in its bytes.
@@ -120,4 +128,7 @@ pub(crate) struct Piece {
     pub(crate) count: usize,
     /// The piece ends with the last record of the channel up to and including this number.
     pub(super) upto: u64,
+    /// The time of the first record.
+    #[cfg(feature = "metrics")]
+    pub(super) at: Millis,
 }

@@ -40,7 +40,13 @@ impl Pieces {
             return None;
         }
         let Some(second) = records.next() else {
-            return Some(Piece { chunk: first.frame.chunk().clone(), count: 1, upto });
+            return Some(Piece {
+                chunk: first.frame.chunk().clone(),
+                count: 1,
+                upto,
+                #[cfg(feature = "metrics")]
+                at: first.at,
+            });
         };
         let slot = (channel.unique.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ after) as usize % MAX_PIECES;
         let is_shared = channel.listening() > 1;
@@ -81,10 +87,19 @@ fn join<'a>(records: impl Iterator<Item = &'a Arc<Record>> + Clone, upto: u64) -
         }
         (count, bytes, last) = (count + 1, bytes + record.frame.len(), record.sequence);
     }
+    #[cfg(feature = "metrics")]
+    let at = records.clone().next()?.at;
     let mut chunks = records.take(count).map(|record| record.frame.chunk());
     let chunk = match count {
         1 => chunks.next()?.clone(),
         _ => Chunk::of(chunks, bytes),
     };
-    Some(Piece { chunk, count, upto: if is_cut { last } else { upto } })
+    let upto = if is_cut { last } else { upto };
+    Some(Piece {
+        chunk,
+        count,
+        upto,
+        #[cfg(feature = "metrics")]
+        at,
+    })
 }

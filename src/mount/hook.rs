@@ -7,6 +7,7 @@ use std::task::Poll;
 
 use futures::FutureExt;
 use futures::future::BoxFuture;
+use tracing::Instrument;
 
 use super::{Access, StreamRequest};
 use crate::hub::Hub;
@@ -34,6 +35,7 @@ impl Hub {
             }
             Box::pin(self.recheck_redeemed(access, subscription)).await
         };
+        let decision = decision.instrument(tracing::debug_span!("sse.access"));
         // Unwind safe: a panic can leave only the hook's own state inconsistent, and the hub does
         // not depend on that state.
         let mut decision = std::pin::pin!(AssertUnwindSafe(decision).catch_unwind());

@@ -76,10 +76,10 @@ impl SseLayer {
         // Warn only once for each path, because a program may create a layer for each connection.
         let is_new = hub.note_mount(path);
         if is_new && !path.starts_with('/') {
-            tracing::warn!(path, "the path of a layer must start with a slash: no request matches this path");
+            tracing::warn!(name: "sse.layer.path_relative", path, "the path of a layer must start with a slash: no request matches this path");
         }
         if is_new && path.contains('{') {
-            tracing::warn!(
+            tracing::warn!(name: "sse.layer.path_parameters",
                 path,
                 "the path of a layer cannot have parameters: use `Hub::endpoint` or `Hub::respond` in a route"
             );

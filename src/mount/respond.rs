@@ -211,7 +211,7 @@ impl Hub {
     }
 
     fn refusal(&self, refusal: &Refusal) -> Response<EventBody> {
-        tracing::debug!(?refusal, "an event stream was refused");
+        tracing::debug!(name: "sse.request.rejected", ?refusal, "an event stream was refused");
         match &refusal.0 {
             Kind::Unauthorized => plain(StatusCode::UNAUTHORIZED, "sign in first\n"),
             Kind::Forbidden => plain(StatusCode::FORBIDDEN, "forbidden\n"),
@@ -247,7 +247,7 @@ impl Hub {
         if !subscription.bare {
             return self.refusal(refusal);
         }
-        tracing::debug!(?refusal, "an event stream was refused");
+        tracing::debug!(name: "sse.request.rejected", ?refusal, "an event stream was refused");
         let retry = self.refuse_for_now(reason, retry);
         if head.cursor == Cursor::Absent && !head.from_event_source {
             return retry_later(retry);

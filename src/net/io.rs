@@ -186,19 +186,19 @@ impl Hub {
 /// every option.
 fn set_options(tcp: &TcpStream, timeout: Duration) {
     if let Err(error) = tcp.set_nodelay(true) {
-        tracing::debug!(%error, "TCP_NODELAY could not be set");
+        tracing::debug!(name: "sse.socket.option_failed", %error, "TCP_NODELAY could not be set");
     }
     #[cfg(any(target_os = "android", target_os = "linux"))]
     {
         let socket = socket2::SockRef::from(tcp);
         if let Err(error) = socket.set_tcp_user_timeout(Some(timeout)) {
-            tracing::debug!(%error, "TCP_USER_TIMEOUT could not be set");
+            tracing::debug!(name: "sse.socket.option_failed", %error, "TCP_USER_TIMEOUT could not be set");
         }
         // Otherwise the kernel buffers megabytes, and reports the socket as writable only after the
         // client has accepted a third of them. A slow reader would then look like a client that
         // accepts no bytes.
         if let Err(error) = socket.set_tcp_notsent_lowat(UNSENT_BYTES) {
-            tracing::debug!(%error, "TCP_NOTSENT_LOWAT could not be set");
+            tracing::debug!(name: "sse.socket.option_failed", %error, "TCP_NOTSENT_LOWAT could not be set");
         }
     }
     #[cfg(not(any(target_os = "android", target_os = "linux")))]

@@ -117,7 +117,7 @@ pub(super) async fn open(connection: Connection, seen: Option<Seen>, ended: Opti
                 if !write(&connection, &fresh, revision).await? {
                     continue;
                 }
-                tracing::info!(epoch = fresh.epoch, last = fresh.last, "the log on NATS began a new epoch");
+                tracing::info!(name: "sse.log.epoch_began", epoch = fresh.epoch, last = fresh.last, "the log on NATS began a new epoch");
                 fresh
             }
         };

@@ -138,7 +138,7 @@ pub(super) async fn fence(connection: &Connection, log: Log, epoch: u64) -> Answ
         return Ok(Some(log));
     }
     if !changed.is_empty() {
-        tracing::warn!(
+        tracing::warn!(name: "sse.log.limits_replaced",
             stream = names.log,
             ?changed,
             "the limits of the log differ from the limits of this instance, and are replaced"

@@ -127,7 +127,7 @@ impl Redis {
         tidy.cmd("PEXPIRE").arg(&self.shared.keys.control).arg(age);
         let tidy = async |connection: &mut _| tidy.query_async::<()>(connection).await;
         if let Err(error) = self.shared.run_on(&self.shared.line, tidy).await {
-            tracing::debug!(%error, "old control messages cannot be removed from Redis");
+            tracing::debug!(name: "sse.control.trim_failed", %error, "old control messages cannot be removed from Redis");
         }
     }
 

@@ -239,7 +239,7 @@ impl Shared {
         if let Ok([_, policy]) = answer.as_deref()
             && policy != "noeviction"
         {
-            tracing::warn!(
+            tracing::warn!(name: "sse.log.eviction_possible",
                 policy,
                 "Redis may evict the log or runs when memory is short: set maxmemory-policy to noeviction"
             );

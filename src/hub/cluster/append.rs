@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::time::timeout;
+use tracing::Instrument;
 
 use super::record;
 use super::shared_log::SharedLog;
@@ -39,7 +40,8 @@ pub(in crate::hub) async fn append(
         return (0..count).map(|_| Err(PublishError::NO_RUNTIME)).collect();
     }
     let late = || PublishError::broker(true, BackplaneError::unknown("no answer in time"));
-    match timeout(limit, backplane.append(records, seen)).await {
+    let appended = backplane.append(records, seen).instrument(tracing::debug_span!("sse.publish", events = count));
+    match timeout(limit, appended).await {
         Err(_) => (0..count).map(|_| Err(late())).collect(),
         Ok(results) => {
             let failed = |error: BackplaneError| PublishError::broker(error.is_unknown(), error);

@@ -93,7 +93,7 @@ impl Hub {
             let upto = batch.first().map_or(state.last, |stored| stored.sequence - 1);
             check_sequence(upto)?;
             if upto >= next && shared.history.missing_for(next) >= self.settings().publish_timeout {
-                tracing::warn!(
+                tracing::warn!(name: "sse.log.records_lost",
                     first = next,
                     last = upto,
                     "records of the shared log cannot be read and are reported as lost"

@@ -73,7 +73,7 @@ async fn read(inner: Weak<Inner>) {
         let Some(next) = shared.blocks.lock().next_wanted(start) else { return };
         start = next;
         if let Err(error) = hub.read_block(shared, start).await {
-            tracing::debug!(%error, "older records of the shared log cannot be read");
+            tracing::debug!(name: "sse.log.backfill_failed", %error, "older records of the shared log cannot be read");
             drop(hub);
             back_off.wait().await;
         } else {

@@ -280,7 +280,9 @@ impl Hub {
                         again.push(event.clone());
                     }
                 }
-                Err(error) => tracing::warn!(%error, "a presence event cannot be published"),
+                Err(error) => {
+                    tracing::warn!(name: "sse.presence.publish_failed", %error, "a presence event cannot be published");
+                }
                 Ok(_) => drop(later.insert((&event.topic, &event.user))),
             }
         }
@@ -299,11 +301,11 @@ impl Hub {
         // The ends of this instance's runs come first. A later message would look like one of an
         // instance that is alive.
         if let Err(error) = self.broadcast_run_news(shared).await {
-            tracing::debug!(%error, "the ends of runs were not announced");
+            tracing::debug!(name: "sse.run.announce_failed", %error, "the ends of runs were not announced");
         }
         shared.outbox.lock().is_closed = true;
         if let Err(error) = self.broadcast(shared, Body::Goodbye).await {
-            tracing::debug!(%error, "the goodbye failed: other instances may remove this instance only after peer_timeout");
+            tracing::debug!(name: "sse.peer.goodbye_failed", %error, "the goodbye failed: other instances may remove this instance only after peer_timeout");
         }
     }
 
@@ -353,7 +355,7 @@ impl Hub {
     /// caller of the command is on the other instance.
     fn carry_out_received(&self, command: &Command) {
         if let Err(error) = self.carry_out(command) {
-            tracing::debug!(%error, "a command of another instance was not fully carried out");
+            tracing::debug!(name: "sse.command.incomplete", %error, "a command of another instance was not fully carried out");
         }
     }
 

@@ -86,7 +86,9 @@ impl Hub {
         };
         match ended {
             Ok(()) => undone.end = None,
-            Err(error) => tracing::debug!(%error, "a run without a writer cannot be ended yet"),
+            Err(error) => {
+                tracing::debug!(name: "sse.run.end_delayed", %error, "a run without a writer cannot be ended yet");
+            }
         }
         undone.end.is_none()
     }
@@ -175,7 +177,7 @@ impl Hub {
 
     async fn abort_in_drain(&self, shared: &SharedLog, name: &Topic, run: &Arc<RunContent>) {
         if let Err(error) = self.end_own_run(shared, name, run).await {
-            tracing::warn!(%error, "a run of this instance could not be ended: its readers learn it after peer_timeout");
+            tracing::warn!(name: "sse.run.end_failed", %error, "a run of this instance could not be ended: its readers learn it after peer_timeout");
         }
     }
 }

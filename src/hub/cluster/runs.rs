@@ -90,7 +90,9 @@ impl Hub {
         while let Some((read, name)) = reads.next().await {
             match read {
                 Ok(()) => drop(unread.names.remove(&name)),
-                Err(error) => tracing::debug!(%error, "the journal of a run cannot be read"),
+                Err(error) => {
+                    tracing::debug!(name: "sse.run.read_failed", %error, "the journal of a run cannot be read");
+                }
             }
         }
         unread.names.is_empty()
@@ -288,7 +290,7 @@ impl Hub {
                         }
                     }
                     None => {
-                        tracing::warn!("a run has an entry that this version cannot read");
+                        tracing::warn!(name: "sse.run.entry_unreadable", "a run has an entry that this version cannot read");
                         if run.lose(self.now()) {
                             self.inner.run_ended(name, run.id);
                         }

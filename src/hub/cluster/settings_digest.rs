@@ -49,7 +49,7 @@ impl SettingsDigest {
         let differs = |name: &&String| other.get(*name).is_some_and(|value| *value != self.digest[*name]);
         let different: Vec<_> = self.digest.keys().filter(differs).collect();
         if !different.is_empty() && !self.has_warned.swap(true, Ordering::AcqRel) {
-            tracing::warn!(
+            tracing::warn!(name: "sse.settings.differ",
                 ?different,
                 "settings of another instance in this namespace differ: use the same settings on all instances (logged once)"
             );

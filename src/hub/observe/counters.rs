@@ -3,6 +3,8 @@
 
 use http::HeaderValue;
 
+#[cfg(feature = "metrics")]
+use super::metrics::Metrics;
 use super::stats::ByReason;
 use crate::log::Millis;
 use crate::sync::{AtomicBool, AtomicU64, Ordering};
@@ -24,12 +26,23 @@ const SHARDS: usize = 16;
 #[repr(align(128))]
 struct Padded(AtomicU64);
 
+/// A part of the counts of deliveries, alone in two cache lines as [`Padded`].
+#[derive(Debug, Default)]
+#[repr(align(128))]
+struct Deliveries {
+    events: AtomicU64,
+    #[cfg(feature = "metrics")]
+    bytes: AtomicU64,
+}
+
 /// The counters of a hub, and the throttles of its log lines.
 #[derive(Debug, Default)]
 pub(crate) struct Counters {
+    #[cfg(feature = "metrics")]
+    pub(in crate::hub) metrics: Metrics,
     published: Padded,
     /// Several counters, of which the id of the connection selects one.
-    delivered: [Padded; SHARDS],
+    delivered: [Deliveries; SHARDS],
     connected: AtomicU64,
     gaps: [AtomicU64; GapReason::ALL.len()],
     refused: [AtomicU64; RefusalReason::ALL.len()],
@@ -63,57 +76,63 @@ impl Counters {
     }
 
     pub(in crate::hub) fn delivered(&self, connection: ConnectionId, count: usize) {
-        self.delivered[connection.spread(SHARDS)].0.fetch_add(count as u64, Ordering::Relaxed);
+        self.delivered[connection.spread(SHARDS)].events.fetch_add(count as u64, Ordering::Relaxed);
+    }
+
+    /// Counts bytes that a stream passes to the server.
+    #[cfg(feature = "metrics")]
+    pub(in crate::hub) fn sent(&self, connection: ConnectionId, bytes: usize) {
+        self.delivered[connection.spread(SHARDS)].bytes.fetch_add(bytes as u64, Ordering::Relaxed);
     }
 
     pub(in crate::hub) fn connected(&self, connection: ConnectionId, resuming: bool) {
         self.connected.fetch_add(1, Ordering::Relaxed);
-        tracing::debug!(connection = %connection.brief(), resuming, "event stream opened");
+        tracing::debug!(name: "sse.connection.opened", connection = %connection.brief(), resuming, "event stream opened");
     }
 
     pub(in crate::hub) fn ended(&self, connection: ConnectionId, reason: EndReason, now: Millis) {
         self.ended[reason as usize].fetch_add(1, Ordering::Relaxed);
-        tracing::debug!(connection = %connection.brief(), %reason, "event stream ended");
+        tracing::debug!(name: "sse.connection.ended", connection = %connection.brief(), %reason, "event stream ended");
         if reason == EndReason::Stalled
             && let Some(suppressed) = self.stall_lines.admit(now)
         {
-            tracing::warn!(suppressed, "an event stream stalled and was ended");
+            tracing::warn!(name: "sse.connection.stalled", suppressed, "an event stream stalled and was ended");
         }
     }
 
     pub(in crate::hub) fn gap(&self, connection: ConnectionId, reason: GapReason, now: Millis) {
         self.gaps[reason as usize].fetch_add(1, Ordering::Relaxed);
-        tracing::debug!(connection = %connection.brief(), %reason, "gap reported");
+        tracing::debug!(name: "sse.connection.gap", connection = %connection.brief(), %reason, "gap reported");
         if let Some(suppressed) = self.gap_lines.admit(now) {
-            tracing::warn!(%reason, suppressed, "a stream reported a gap: its client may have missed events");
+            tracing::warn!(name: "sse.gap.reported", %reason, suppressed, "a stream reported a gap: its client may have missed events");
         }
     }
 
     /// Logs that a new stream did not get all topics that its user was made to join.
     pub(in crate::hub) fn topics_left_out(&self, connection: ConnectionId, topics: usize, now: Millis) {
-        tracing::debug!(connection = %connection.brief(), topics, "topics of the user exceed max_topics");
+        tracing::debug!(name: "sse.connection.topics_left_out", connection = %connection.brief(), topics, "topics of the user exceed max_topics");
         if let Some(suppressed) = self.topic_lines.admit(now) {
-            tracing::warn!(topics, suppressed, "a stream did not join topics of its user: max_topics is reached");
+            tracing::warn!(name: "sse.topics.left_out", topics, suppressed, "a stream did not join topics of its user: max_topics is reached");
         }
     }
 
     pub(crate) fn refused(&self, reason: RefusalReason, now: Millis) {
         self.refused[reason as usize].fetch_add(1, Ordering::Relaxed);
         if let Some(suppressed) = self.refusal_lines.admit(now) {
-            tracing::warn!(%reason, suppressed, "an event stream was refused");
+            tracing::warn!(name: "sse.request.refused", %reason, suppressed, "an event stream was refused");
         }
     }
 
     pub(in crate::hub) fn broker_failed(&self, broker: &str, error: &crate::backplane::BackplaneError, now: Millis) {
-        tracing::debug!(%error, broker, "the shared log cannot be followed");
+        tracing::debug!(name: "sse.log.follow_failed", %error, broker, "the shared log cannot be followed");
         if let Some(suppressed) = self.broker_lines.admit(now) {
-            tracing::warn!(%error, broker, suppressed, "the shared log cannot be followed");
+            tracing::warn!(name: "sse.log.follow_failed", %error, broker, suppressed, "the shared log cannot be followed");
         }
     }
 
     pub(in crate::hub) fn control_failed(&self, error: &crate::backplane::BackplaneError, now: Millis) {
         if let Some(suppressed) = self.control_lines.admit(now) {
-            tracing::warn!(%error, suppressed, "the stream of control messages failed: commands and presence of other instances do not arrive");
+            tracing::warn!(name: "sse.control.failed", %error, suppressed, "the stream of control messages failed: commands and presence of other instances do not arrive");
         }
     }
 
@@ -121,7 +140,7 @@ impl Counters {
     /// answers.
     pub(in crate::hub) fn no_own_messages(&self, now: Millis) {
         if let Some(suppressed) = self.control_lines.admit(now) {
-            tracing::warn!(
+            tracing::warn!(name: "sse.control.silent",
                 suppressed,
                 "no control messages arrive from the broker: commands and presence of other instances do not arrive"
             );
@@ -130,7 +149,7 @@ impl Counters {
 
     pub(in crate::hub) fn topics_truncated(&self, now: Millis) {
         if let Some(suppressed) = self.cut_lines.admit(now) {
-            tracing::warn!(
+            tracing::warn!(name: "sse.control.truncated",
                 suppressed,
                 "a connection has more topics than fit into one control message: other instances receive only some of them"
             );
@@ -139,17 +158,17 @@ impl Counters {
 
     pub(in crate::hub) fn staleness(&self, stale: bool) {
         if stale {
-            tracing::warn!(
+            tracing::warn!(name: "sse.log.stale",
                 "the hub cannot follow the shared log: streams report `hub.stale` until the hub follows it again"
             );
         } else {
-            tracing::info!("the hub follows the shared log again");
+            tracing::info!(name: "sse.log.recovered", "the hub follows the shared log again");
         }
     }
 
     pub(in crate::hub) fn record_skipped(&self, sequence: u64, now: Millis) {
         if let Some(suppressed) = self.skip_lines.admit(now) {
-            tracing::warn!(
+            tracing::warn!(name: "sse.log.record_skipped",
                 sequence,
                 suppressed,
                 "a record of the shared log cannot be read: its audience receives a gap"
@@ -159,7 +178,7 @@ impl Counters {
 
     pub(in crate::hub) fn rechecks_late(&self, now: Millis) {
         if let Some(suppressed) = self.late_lines.admit(now) {
-            tracing::warn!(
+            tracing::warn!(name: "sse.recheck.late",
                 suppressed,
                 "rechecks are more than one interval late: the access hook is too slow for the number of streams"
             );
@@ -168,20 +187,20 @@ impl Counters {
 
     pub(in crate::hub) fn recheck_failed(&self, now: Millis) {
         if let Some(suppressed) = self.failure_lines.admit(now) {
-            tracing::warn!(suppressed, "a recheck panicked or timed out");
+            tracing::warn!(name: "sse.recheck.failed", suppressed, "a recheck panicked or timed out");
         }
     }
 
     pub(crate) fn hook_panicked(&self, now: Millis) {
         if let Some(suppressed) = self.panic_lines.admit(now) {
-            tracing::error!(suppressed, "the access hook panicked");
+            tracing::error!(name: "sse.access.panicked", suppressed, "the access hook panicked");
         }
     }
 
     /// Logs that an event has a key, and that no retention of its targets keeps values.
     pub(in crate::hub) fn key_ignored(&self, now: Millis) {
         if let Some(suppressed) = self.key_lines.admit(now) {
-            tracing::warn!(suppressed, "{KEY_IGNORED}");
+            tracing::warn!(name: "sse.publish.key_ignored", suppressed, "{KEY_IGNORED}");
         }
     }
 
@@ -189,7 +208,7 @@ impl Counters {
     /// `Origin` header.
     pub(crate) fn origin_refused(&self, origin: Option<&HeaderValue>, now: Millis) {
         if let Some(suppressed) = self.origin_lines.admit(now) {
-            tracing::warn!(
+            tracing::warn!(name: "sse.request.origin_rejected",
                 origin = origin.and_then(|origin| origin.to_str().ok()),
                 suppressed,
                 "a page of another origin was rejected: allow its origin with `HubBuilder::allow_cross_origin`"
@@ -199,7 +218,7 @@ impl Counters {
 
     pub(crate) fn host_refused(&self, host: Option<&str>, now: Millis) {
         if let Some(suppressed) = self.host_lines.admit(now) {
-            tracing::warn!(
+            tracing::warn!(name: "sse.request.host_rejected",
                 host,
                 suppressed,
                 "a request for another host was rejected: allow the host with `HubBuilder::allow_host`"
@@ -210,7 +229,7 @@ impl Counters {
     /// Logs that a ticket was issued for a subscription with extensions.
     pub(in crate::hub) fn ticket_without_extensions(&self, now: Millis) {
         if let Some(suppressed) = self.ticket_lines.admit(now) {
-            tracing::warn!(
+            tracing::warn!(name: "sse.ticket.extensions_lost",
                 suppressed,
                 "a ticket does not carry the extensions of its subscription: `recheck` receives no extensions"
             );
@@ -219,13 +238,13 @@ impl Counters {
 
     pub(crate) fn subscription_invalid(&self, error: &SubscriptionError, now: Millis) {
         if let Some(suppressed) = self.invalid_lines.admit(now) {
-            tracing::warn!(%error, suppressed, "a subscription is invalid: its client received 400");
+            tracing::warn!(name: "sse.request.invalid", %error, suppressed, "a subscription is invalid: its client received 400");
         }
     }
 
     pub(crate) fn hook_blocked(&self, millis: Millis, now: Millis) {
         if let Some(suppressed) = self.blocked_lines.admit(now) {
-            tracing::warn!(
+            tracing::warn!(name: "sse.access.blocked",
                 millis,
                 suppressed,
                 "the access hook blocked its thread and the streams on it: await instead, or use `spawn_blocking`"
@@ -240,11 +259,11 @@ impl Counters {
             return;
         }
         if is_http2 {
-            tracing::warn!(
+            tracing::warn!(name: "sse.connection.unwatched",
                 "the socket of an HTTP/2 stream is unknown, and the hub cannot cut it if the client stalls: serve an `SseMakeService` (logged once)"
             );
         } else {
-            tracing::warn!(
+            tracing::warn!(name: "sse.connection.unwatched",
                 "a stream opened on a socket that the hub does not watch and cannot cut if the client stalls: serve `hub.listener(…)`, or wrap the socket with `hub.io(…)` (logged once)"
             );
         }
@@ -253,7 +272,7 @@ impl Counters {
     /// Logs the first payload over 64 KiB. Some common clients cannot read longer events.
     pub(in crate::hub) fn payload(&self, bytes: usize) {
         if bytes > 64 * 1024 && !self.is_large_payload_logged.swap(true, Ordering::Relaxed) {
-            tracing::warn!(bytes, "a payload over 64 KiB was published: some clients cannot read it (logged once)");
+            tracing::warn!(name: "sse.publish.large_payload", bytes, "a payload over 64 KiB was published: some clients cannot read it (logged once)");
         }
     }
 
@@ -265,7 +284,7 @@ impl Counters {
             && let Some(suppressed) = self.eviction_lines.admit(now)
         {
             let records = total - before;
-            tracing::warn!(
+            tracing::warn!(name: "sse.log.evicted",
                 records,
                 suppressed,
                 "a byte budget of the hub is exceeded: the oldest records were dropped before their retention ended"
@@ -276,7 +295,9 @@ impl Counters {
     pub(in crate::hub) fn totals(&self) -> Totals {
         Totals {
             published: self.published.0.load(Ordering::Relaxed),
-            delivered: self.delivered.iter().map(|shard| shard.0.load(Ordering::Relaxed)).sum(),
+            delivered: self.delivered.iter().map(|shard| shard.events.load(Ordering::Relaxed)).sum(),
+            #[cfg(feature = "metrics")]
+            sent_bytes: self.delivered.iter().map(|shard| shard.bytes.load(Ordering::Relaxed)).sum(),
             connected: self.connected.load(Ordering::Relaxed),
             gaps: by_reason(GapReason::ALL, GapReason::as_str, &self.gaps),
             refused: by_reason(RefusalReason::ALL, RefusalReason::as_str, &self.refused),
@@ -289,6 +310,8 @@ impl Counters {
 pub(in crate::hub) struct Totals {
     pub(in crate::hub) published: u64,
     pub(in crate::hub) delivered: u64,
+    #[cfg(feature = "metrics")]
+    pub(in crate::hub) sent_bytes: u64,
     pub(in crate::hub) connected: u64,
     pub(in crate::hub) gaps: ByReason,
     pub(in crate::hub) refused: ByReason,

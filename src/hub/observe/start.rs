@@ -32,6 +32,6 @@ impl Start {
             return;
         }
         let mounts = self.mounts.lock().clone();
-        tracing::info!(log = log(), instance, layers = ?mounts, "the hub has started");
+        tracing::info!(name: "sse.hub.started", log = log(), instance, layers = ?mounts, "the hub has started");
     }
 }

@@ -50,6 +50,12 @@ pub struct Stats {
     /// The number of events that were delivered to streams since the hub was built. An event counts
     /// for each stream that has read it, even if the client has not received it yet.
     pub delivered: u64,
+    /// The number of bytes of streams that were passed to the server since the hub was built,
+    /// before compression and encryption. This field needs the feature `metrics`.
+    #[cfg(feature = "metrics")]
+    pub sent_bytes: u64,
+    /// Whether the hub cannot follow the shared log now. Always false with the log of this process.
+    pub stale: bool,
     /// The number of other instances that count as alive now.
     pub others: usize,
     /// The number of records of a shared log that could not be read, since the hub was built.

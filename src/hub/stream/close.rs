@@ -6,6 +6,8 @@
 //! command and the housekeeping may end it at the same time.
 
 use std::sync::Arc;
+#[cfg(feature = "metrics")]
+use std::time::Duration;
 
 use crate::hub::Inner;
 use crate::hub::connection::handle::ConnectionHandle;
@@ -31,6 +33,8 @@ impl Inner {
     pub(in crate::hub) fn finish_removal(self: &Arc<Self>, handle: &ConnectionHandle, reason: EndReason) {
         let topics = self.close_channels(handle);
         self.counters.ended(handle.id(), reason, self.now());
+        #[cfg(feature = "metrics")]
+        self.counters.metrics.ended(reason, Duration::from_millis(self.now().saturating_sub(handle.opened_at)));
         if handle.may_report_end(reason) {
             self.report_end(handle, topics, reason);
         }

@@ -27,6 +27,8 @@ use super::timers::{Expiry, Heartbeat};
 use crate::hub::cluster::shared_log::SharedLog;
 use crate::hub::connection::handle::{ConnectionHandle, Ending};
 use crate::hub::connection::info::ConnectionInfo;
+#[cfg(feature = "metrics")]
+use crate::hub::observe::metrics::is_sampled;
 use crate::hub::runs::content::Over;
 use crate::hub::runs::found::RunCursor;
 use crate::hub::tasks::workers;
@@ -490,9 +492,11 @@ impl StreamDriver {
         }
         let count = batch.count();
         if count > 0 {
-            hub.counters().delivered(handle.id(), count);
-            // Only this stream writes `delivered`, so a load and a store are enough.
-            handle.delivered.store(handle.delivered.load(Ordering::Relaxed) + count as u64, Ordering::Relaxed);
+            self.count(count);
+            #[cfg(feature = "metrics")]
+            if caught_up {
+                self.sample_duration(batch, count);
+            }
         }
         if !batch.gap.is_empty() {
             return Ok(self.gap_step(batch, caught_up));
@@ -525,6 +529,25 @@ impl StreamDriver {
         Err(outcome)
     }
 
+    /// Counts events that the stream has read.
+    fn count(&self, events: usize) {
+        self.hub.counters().delivered(self.handle.id(), events);
+        // Only this stream writes `delivered`, so a load and a store are enough.
+        let delivered = self.handle.delivered.load(Ordering::Relaxed) + events as u64;
+        self.handle.delivered.store(delivered, Ordering::Relaxed);
+    }
+
+    /// Records the time since the publication of the oldest event of a batch, for some batches.
+    #[cfg(feature = "metrics")]
+    fn sample_duration(&self, batch: &Batch, events: usize) {
+        if is_sampled(self.handle.id(), self.handle.delivered.load(Ordering::Relaxed), events)
+            && let Some(published_at) = batch.published_at()
+        {
+            let millis = self.hub.now().saturating_sub(published_at);
+            self.hub.counters().metrics.delivered(Duration::from_millis(millis));
+        }
+    }
+
     /// Returns whether the stream has read the records up to and including this number. A stream of
     /// a run reads all events of the run before it ends, so that the end of the run stays the end.
     fn has_read_up_to(&self, after: u64) -> bool {
@@ -549,10 +572,7 @@ impl StreamDriver {
         cursor.read += count as u64;
         let (position, will) = (cursor.run.position(cursor.read), cursor.run.will.is_some());
         if count > 0 {
-            self.hub.counters().delivered(self.handle.id(), count);
-            // Only this stream writes `delivered`, so a load and a store are enough.
-            let delivered = self.handle.delivered.load(Ordering::Relaxed) + count as u64;
-            self.handle.delivered.store(delivered, Ordering::Relaxed);
+            self.count(count);
             let now = *read_at.insert(self.hub.now());
             if let Some(heartbeat) = &mut self.heartbeat {
                 heartbeat.wrote(true, now);

@@ -22,7 +22,11 @@ impl StreamDriver {
             match encode(step, &mut batch, self.hub().settings(), self.bare()) {
                 // An empty frame would be the end of the stream for the hub's own writer.
                 Some(bytes) if bytes.is_empty() => {}
-                bytes => return Poll::Ready(Some(bytes.ok_or(Aborted))),
+                bytes => {
+                    #[cfg(feature = "metrics")]
+                    self.hub().counters().sent(self.id(), bytes.as_ref().map_or(0, Bytes::len));
+                    return Poll::Ready(Some(bytes.ok_or(Aborted)));
+                }
             }
         }
     }
@@ -30,6 +34,17 @@ impl StreamDriver {
     /// Returns the next bytes as one HTTP/1.1 chunk, for the hub's own writer. Bytes that several
     /// streams share are returned, and other bytes are written to `scratch`, which must be empty.
     pub(crate) fn poll_chunk(&mut self, cx: &mut Context<'_>, scratch: &mut Vec<u8>) -> Poll<Option<Encoded>> {
+        let encoded = ready!(self.encode_chunk(cx, scratch));
+        #[cfg(feature = "metrics")]
+        match &encoded {
+            Some(Encoded::Shared(bytes)) => self.hub().counters().sent(self.id(), bytes.len()),
+            Some(Encoded::Scratch | Encoded::Last) => self.hub().counters().sent(self.id(), scratch.len()),
+            Some(Encoded::Abort) | None => {}
+        }
+        Poll::Ready(encoded)
+    }
+
+    fn encode_chunk(&mut self, cx: &mut Context<'_>, scratch: &mut Vec<u8>) -> Poll<Option<Encoded>> {
         let mut batch = self.batch();
         loop {
             let Some(step) = ready!(self.poll_step(cx, &mut batch)) else { return Poll::Ready(None) };

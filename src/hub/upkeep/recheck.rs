@@ -17,6 +17,7 @@ use futures::stream::FuturesUnordered;
 use futures::{FutureExt, StreamExt};
 use tokio::sync::Notify;
 use tokio::time::{Duration, timeout, timeout_at};
+use tracing::Instrument;
 
 use super::schedule::Check;
 use crate::hub::connection::handle::{ConnectionHandle, Ending};
@@ -126,6 +127,7 @@ impl Inner {
                     None => Recheck::Settled,
                 }
             };
+            let called = called.instrument(tracing::debug_span!("sse.recheck"));
             // Unwind safety: the call only reads the handle. The state that a panic leaves in the
             // hook is the responsibility of the hook.
             let verdict = timeout(limit, AssertUnwindSafe(called).catch_unwind()).await;

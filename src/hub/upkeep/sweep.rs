@@ -51,15 +51,27 @@ async fn run(hub: Weak<Inner>, roused: Arc<Notify>) {
                 inner.give_up_stalled();
             }
             inner.tasks.recheck.ensure(&inner);
+            #[cfg(feature = "metrics")]
+            inner.record_stats();
             next_check = now + pause;
         }
         let swept = inner.sweep();
         let due = inner.departure_due().map_or(next_check, |due| next_check.min(inner.instant(due)));
-        drop(inner);
         match swept {
-            Swept::Nothing => return,
-            Swept::More => tokio::task::yield_now().await,
-            Swept::Later => drop(timeout_at(due, roused.notified()).await),
+            Swept::Nothing => {
+                // The task does not run again before the next publish or stream.
+                #[cfg(feature = "metrics")]
+                inner.record_stats();
+                return;
+            }
+            Swept::More => {
+                drop(inner);
+                tokio::task::yield_now().await;
+            }
+            Swept::Later => {
+                drop(inner);
+                drop(timeout_at(due, roused.notified()).await);
+            }
         }
     }
 }

@@ -175,7 +175,7 @@ impl Writer {
         let arrived = std::mem::take(&mut *lock(&self.inbox.arrived));
         for (tcp, connection) in arrived {
             if let Err(error) = self.register(tcp, connection) {
-                tracing::warn!(%error, "a socket could not be taken over, its stream ends");
+                tracing::warn!(name: "sse.socket.takeover_failed", %error, "a socket could not be taken over, its stream ends");
             }
         }
     }
