@@ -10,6 +10,7 @@
 
 mod documents;
 mod error;
+mod exporter;
 mod feed;
 mod metrics;
 mod notifications;
@@ -31,6 +32,7 @@ use tokio::time::{sleep, timeout};
 use tower_sse::{Hub, HubBuilder, Retention, TopicFilter};
 
 use documents::Documents;
+use exporter::Exporter;
 use feed::Feed;
 use metrics::Metrics;
 use notifications::Notifications;
@@ -60,10 +62,11 @@ struct App {
     feed: Feed,
     notifications: Notifications,
     replica: Replica,
+    exporter: Exporter,
 }
 
 impl App {
-    fn new(hub: &Hub, options: &Options) -> Result<Self, Box<dyn Error>> {
+    fn new(hub: &Hub, exporter: Exporter, options: &Options) -> Result<Self, Box<dyn Error>> {
         let (sessions, documents) =
             (Sessions::new(hub.clone(), options.secret.as_deref())?, Documents::new(hub.clone()));
         let (reports, feed) = (Reports::new(hub.clone()), Feed::new(hub.clone()));
@@ -87,7 +90,7 @@ impl App {
                 tracing::warn!(%error, "the welcome documents could not be created");
             }
         });
-        Ok(Self { hub: hub.clone(), sessions, documents, reports, metrics, feed, notifications, replica })
+        Ok(Self { hub: hub.clone(), sessions, documents, reports, metrics, feed, notifications, replica, exporter })
     }
 }
 
@@ -116,8 +119,10 @@ async fn run(mut options: Options) -> Result<(), Box<dyn Error>> {
     let listener = TcpListener::bind(options.listen).await.map_err(|error| format!("{}: {error}", options.listen))?;
     options.listen = listener.local_addr()?;
 
+    // Before the hub, which sends its metrics to this exporter.
+    let exporter = Exporter::install()?;
     let hub = options.configure(settings().instance_name(options.name())).build()?;
-    let app = App::new(&hub, &options)?;
+    let app = App::new(&hub, exporter, &options)?;
     println!("open http://{}", options.listen);
     if !options.listen.ip().is_loopback() {
         eprintln!("WARNING: there are no passwords, every client that reaches this address can sign in as any user");

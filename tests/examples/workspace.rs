@@ -548,3 +548,16 @@ async fn services_are_emptied_when_the_log_restarts_empty() {
     })
     .await;
 }
+
+#[tokio::test]
+async fn metrics_count_the_open_pages_for_prometheus() {
+    let workspace = Workspace::start().await;
+    let ada = workspace.sign_in("ada").await;
+    let (_, page) = ada.open("feed", "feed").await;
+    let text = get(workspace.addr, "/metrics").await.text().await;
+    let sample = |name: &str| text.lines().find_map(|line| line.strip_prefix(name)?.trim().parse::<f64>().ok());
+    assert!(sample("sse_server_connections_total").is_some_and(|count| count >= 1.0), "{text}");
+    assert!(sample("sse_server_active_connections").is_some_and(|count| count >= 1.0), "{text}");
+    assert!(text.contains("# TYPE sse_server_publish_duration_seconds histogram"), "{text}");
+    drop(page);
+}
