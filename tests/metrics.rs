@@ -137,7 +137,7 @@ async fn exporter_serves_the_metrics_of_a_hub_over_http() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_status_of_a_connection_says_why_it_ended() {
+async fn status_of_a_connection_follows_from_the_reason_of_its_end() {
     let (hub, handle) = build(Hub::builder());
     let page = hub.subscribe(Subscription::for_user("ada"), None).unwrap();
     let other = hub.subscribe(Subscription::for_user("ben"), None).unwrap();
@@ -156,23 +156,23 @@ async fn the_status_of_a_connection_says_why_it_ended() {
 }
 
 #[tokio::test]
-async fn one_delivery_of_sixteen_records_its_duration() {
+async fn one_delivery_in_64_records_its_duration() {
     let (hub, handle) = build(Hub::builder());
     let mut page = open(&hub).await;
     drain(&mut page);
-    for _ in 0..160 {
+    let before = hub.position();
+    for _ in 0..640 {
         hub.topic("news").publish(headline()).await.unwrap();
         drain(&mut page);
     }
     assert_eq!(samples(&handle)["sse_server_delivery_duration_count"], 10.0);
-    // The events that a stream missed are no deliveries of now.
-    let mut resumed = request(
-        &hub,
-        Public::topics(TopicFilter::any()),
-        Request::get("/?topic=news").header("last-event-id", hub.position().to_string()),
-    )
-    .await;
+    // A stream that catches up reads events of an earlier time.
+    let access = Public::topics(TopicFilter::any());
+    let mut resumed =
+        request(&hub, access, Request::get("/?topic=news").header("last-event-id", before.to_string())).await;
+    let delivered = hub.stats().delivered;
     drain(&mut resumed);
+    assert_eq!(hub.stats().delivered - delivered, 640);
     assert_eq!(samples(&handle)["sse_server_delivery_duration_count"], 10.0);
 }
 
@@ -181,7 +181,7 @@ async fn the_duration_of_a_delivery_begins_with_the_publication() {
     let (hub, handle) = build(Hub::builder());
     let mut page = open(&hub).await;
     drain(&mut page);
-    for _ in 0..16 {
+    for _ in 0..64 {
         hub.topic("news").publish(headline()).await.unwrap();
     }
     tokio::time::sleep(Duration::from_millis(250)).await;
@@ -189,6 +189,22 @@ async fn the_duration_of_a_delivery_begins_with_the_publication() {
     let samples = samples(&handle);
     assert_eq!(samples["sse_server_delivery_duration_count"], 1.0, "one batch");
     assert_eq!(samples["sse_server_delivery_duration_sum"], 0.25);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_replay_on_an_open_stream_records_no_duration() {
+    let (hub, handle) = build(Hub::builder().topic_retention(Retention::latest_per_key()));
+    for number in 0..128 {
+        hub.topic("sport").publish(headline().key(number.to_string())).await.unwrap();
+    }
+    let user = Subscription::for_user("ada").topic("news");
+    let mut page = request(&hub, move |_: StreamRequest| std::future::ready(Ok(user.clone())), Request::get("/")).await;
+    drain(&mut page);
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    hub.user("ada").join("sport").await.unwrap();
+    drain(&mut page);
+    assert_eq!(hub.stats().delivered, 128);
+    assert_eq!(samples(&handle)["sse_server_delivery_duration_count"], 0.0);
 }
 
 #[tokio::test(start_paused = true)]
@@ -269,12 +285,15 @@ async fn a_broker_that_cannot_be_reached_shows_in_the_metrics() {
     let nowhere = Redis::new(&format!("redis://127.0.0.1:{}", free_port()), "metrics").unwrap();
     let (hub, handle) = build(Hub::builder().backplane(nowhere).publish_timeout(Duration::from_millis(200)));
     hub.topic("news").publish(headline()).await.unwrap_err();
+    drain(&mut open(&hub).await);
+    // Without a call of `record_metrics`.
     until(|| {
-        hub.record_metrics();
-        samples(&handle)["sse_server_log_stale"] == 1.0
+        let samples = samples(&handle);
+        samples["sse_server_log_stale"] == 1.0 && samples["sse_server_refusals{sse_refusal_reason=\"starting\"}"] == 1.0
     })
     .await;
     let failed = samples(&handle);
+    assert_eq!(failed["sse_server_publish_duration_count"], 1.0);
     let errors = |kind: &str| failed[&format!("sse_server_publish_errors{{error_type=\"{kind}\"}}")];
     assert_eq!(errors("unavailable") + errors("unknown"), 1.0, "{failed:?}");
 }
@@ -290,6 +309,29 @@ async fn peers_are_the_other_instances() {
         samples(&handle)["sse_server_log_peers"] == 1.0
     })
     .await;
+    second.topic("news").publish(headline()).await.unwrap();
+    until(|| samples(&handle)["sse_server_log_delay_count"] == 1.0).await;
+}
+
+#[tokio::test]
+async fn a_publish_whose_future_is_dropped_is_unknown() {
+    let nowhere = Redis::new(&format!("redis://127.0.0.1:{}", free_port()), "metrics").unwrap();
+    let (hub, handle) = build(Hub::builder().backplane(nowhere));
+    assert!(hub.topic("news").publish(headline()).now_or_never().is_none());
+    let samples = samples(&handle);
+    assert_eq!(samples["sse_server_publish_errors{error_type=\"unknown\"}"], 1.0);
+    assert_eq!(samples["sse_server_publish_duration_count"], 1.0);
+}
+
+#[tokio::test]
+async fn last_event_of_a_publishers_run_counts() {
+    let recorder = PrometheusBuilder::new().build_recorder();
+    let publisher = Publisher::new(Memory::new()).unwrap();
+    let run = with_local_recorder(&recorder, || publisher.run("imports/7"));
+    let writer = run.begin().await.unwrap();
+    writer.finish_with(headline()).await.unwrap();
+    let samples = samples(&recorder.handle());
+    assert_eq!(samples["sse_server_published_events"], 1.0);
 }
 
 // -------------------------------------------------------------------------------------------------

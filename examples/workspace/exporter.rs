@@ -26,12 +26,12 @@ impl Exporter {
         let prometheus = PrometheusBuilder::new()
             .with_recommended_naming(true)
             .set_buckets_for_metric(Matcher::Full("sse.server.connection.duration".into()), LONG)?
-            .set_buckets_for_metric(Matcher::Suffix("duration".into()), SHORT)?
+            .set_buckets_for_metric(Matcher::Prefix("sse.server.".into()), SHORT)?
             .install_recorder()?;
         let kept = prometheus.clone();
         tokio::spawn(async move {
-            // Moves durations into their buckets, also while nothing scrapes. They would take more
-            // and more memory.
+            // Moves durations into their buckets, also while nothing scrapes the metrics. Otherwise
+            // they would take more and more memory.
             loop {
                 sleep(UPKEEP).await;
                 kept.run_upkeep();

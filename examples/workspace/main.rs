@@ -119,7 +119,7 @@ async fn run(mut options: Options) -> Result<(), Box<dyn Error>> {
     let listener = TcpListener::bind(options.listen).await.map_err(|error| format!("{}: {error}", options.listen))?;
     options.listen = listener.local_addr()?;
 
-    // Before the hub, which sends its metrics to this exporter.
+    // The exporter comes first, because a hub sends its metrics to the exporter that it finds.
     let exporter = Exporter::install()?;
     let hub = options.configure(settings().instance_name(options.name())).build()?;
     let app = App::new(&hub, exporter, &options)?;

@@ -58,7 +58,7 @@ pub(crate) fn router(hub: &Hub, app: App) -> Router {
         .route("/feed", post(post_news))
         .route("/notifications/read", post(mark_notifications_read))
         .route("/assets/{name}", get(asset))
-        // In production, on a port that only Prometheus reaches. No metric names a user or a topic.
+        // In production, serve this on a port that only Prometheus reaches.
         .route("/metrics", get(async |State(app): State<App>| app.exporter.render(&app.hub)))
         .with_state(app)
         .layer(DefaultBodyLimit::max(MAX_BODY))

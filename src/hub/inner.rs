@@ -32,7 +32,7 @@ use super::upkeep::schedule::Rechecks;
 use crate::log::{Joined, Log, Millis, Since, millis};
 use crate::macros::opaque_debug;
 use crate::sync::{AtomicBool, Mutex, Ordering};
-use crate::types::{Address, Audience, Position};
+use crate::types::{Address, Audience, Position, RefusalReason};
 use crate::wire::RETRY_RANGE;
 
 /// A handle to the hub, to clone into every service that publishes events.
@@ -158,6 +158,14 @@ impl Hub {
         self.inner.start.log(log, self.settings().instance_name.as_deref());
     }
 
+    /// Counts a retryable refusal.
+    pub(crate) fn refused(&self, reason: RefusalReason) {
+        self.counters().refused(reason, self.now());
+        // The housekeeping records the metrics, also of a hub that refuses all requests.
+        #[cfg(feature = "metrics")]
+        self.inner.tasks.sweep.ensure(&self.inner);
+    }
+
     #[cfg(feature = "metrics")]
     pub(super) fn metrics(&self) -> &Metrics {
         &self.inner.counters.metrics
@@ -254,6 +262,10 @@ impl Inner {
 
     #[cfg(feature = "metrics")]
     pub(super) fn record_stats(&self) {
+        if self.shared_log.as_ref().is_some_and(|shared| shared.writes_only) {
+            // The hub of a publisher has no streams, and its peers are those of the real hubs.
+            return;
+        }
         self.counters.metrics.record(|| self.stats());
     }
 

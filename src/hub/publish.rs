@@ -1,8 +1,5 @@
 //! Publishing: checks an event and its target, then appends the event to the log in one step.
 
-#[cfg(feature = "metrics")]
-use std::time::Instant;
-
 use smallvec::SmallVec;
 
 use super::target::Source;
@@ -46,17 +43,19 @@ impl Hub {
         I: IntoIterator<Item = (Target<'a>, Event)>,
     {
         #[cfg(feature = "metrics")]
-        let started = Instant::now();
+        let mut call = self.metrics().publishing.begin();
         let events = events.into_iter().map(|(target, event)| (target.checked_for(self), event));
         let results = if let Some(shared) = &self.inner.shared_log {
-            let checked = events.map(|(audience, event)| self.checked_event(audience, event)).collect();
+            let checked: Vec<_> = events.map(|(audience, event)| self.checked_event(audience, event)).collect();
+            #[cfg(feature = "metrics")]
+            call.waits_for(checked.len());
             self.publish_shared(shared, checked).await
         } else {
             let (entries, errors) = split(events.map(|(audience, event)| self.entry(audience, &event)));
             join(errors, self.append(entries).into_iter().map(Ok))
         };
         #[cfg(feature = "metrics")]
-        self.metrics().publishing.called(started, &results);
+        call.end(&results);
         results
     }
 
@@ -219,12 +218,12 @@ impl Target<'_> {
     /// shared log.
     #[expect(clippy::needless_pass_by_value, reason = "the same signature as `publish`")]
     pub fn publish_now(self, event: Event) -> Result<Receipt, PublishError> {
-        #[cfg(feature = "metrics")]
-        let started = Instant::now();
         let hub = self.source;
+        #[cfg(feature = "metrics")]
+        let call = hub.metrics().publishing.begin();
         let result = hub.publish_local(self.audience, &event);
         #[cfg(feature = "metrics")]
-        hub.metrics().publishing.called(started, std::slice::from_ref(&result));
+        call.end(std::slice::from_ref(&result));
         result
     }
 
@@ -271,6 +270,10 @@ impl<'h> Target<'h> {
         message: &M,
     ) -> impl Future<Output = Result<Receipt, PublishError>> + Send + use<'h, M> {
         let event = message.to_event();
+        #[cfg(feature = "metrics")]
+        if let Err(error) = &event {
+            self.source.metrics().publishing.failed(error);
+        }
         async move { self.publish(event?).await }
     }
 }

@@ -170,7 +170,7 @@ impl Publisher {
         I: IntoIterator<Item = (Target<'a, Self>, Event)>,
     {
         #[cfg(feature = "metrics")]
-        let started = std::time::Instant::now();
+        let mut call = self.inner.metrics.begin();
         let mut about = Vec::new();
         let (records, errors) = split(events.into_iter().map(|(target, event)| {
             let audience = self.checked(target.checked_for(self), &event)?;
@@ -183,6 +183,8 @@ impl Publisher {
         {
             tracing::warn!(name: "sse.publish.key_ignored", "{KEY_IGNORED} (logged once)");
         }
+        #[cfg(feature = "metrics")]
+        call.waits_for(errors.len());
         let positions = self.append(records).await.into_iter().zip(about);
         let receipt = |(position, (kind, key_ignored)): (Result<Position, PublishError>, _)| {
             let receipt = Receipt { position: position?, connections: 0, key_ignored };
@@ -191,7 +193,7 @@ impl Publisher {
         };
         let results = join(errors, positions.map(receipt));
         #[cfg(feature = "metrics")]
-        self.inner.metrics.called(started, &results);
+        call.end(&results);
         results
     }
 
@@ -322,6 +324,10 @@ impl<'p> Target<'p, Publisher> {
         message: &M,
     ) -> impl Future<Output = Result<Receipt, PublishError>> + Send + use<'p, M> {
         let event = message.to_event();
+        #[cfg(feature = "metrics")]
+        if let Err(error) = &event {
+            self.source.inner.metrics.failed(error);
+        }
         async move { self.publish(event?).await }
     }
 }

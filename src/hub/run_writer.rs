@@ -101,6 +101,10 @@ impl RunWriter {
         message: &M,
     ) -> impl Future<Output = Result<u64, RunError>> + Send + use<'a, M> {
         let event = message.to_event();
+        #[cfg(feature = "metrics")]
+        if let Err(error) = &event {
+            self.hub.metrics().publishing.failed(error);
+        }
         async move { self.publish(event?).await }
     }
 
@@ -109,13 +113,7 @@ impl RunWriter {
     /// [`publish`](Self::publish). A broker also limits the size of all events together: NATS to
     /// 1 MiB by default.
     pub async fn publish_many(&self, events: impl IntoIterator<Item = Event>) -> Result<u64, RunError> {
-        let events: Vec<_> = events.into_iter().collect();
-        #[cfg(feature = "metrics")]
-        let (started, count) = (std::time::Instant::now(), events.len());
-        let result = self.append(events, None).await;
-        #[cfg(feature = "metrics")]
-        self.hub.metrics().publishing.called_for_run(started, count, &result);
-        result
+        self.append(events.into_iter().collect(), None).await
     }
 
     /// Completes when any instance calls [`Run::stop`](crate::Run::stop), and also when the run has
@@ -182,6 +180,17 @@ impl RunWriter {
     }
 
     async fn append(&self, events: Vec<Event>, over: Option<Over>) -> Result<u64, RunError> {
+        #[cfg(feature = "metrics")]
+        let (mut call, count) = (self.hub.metrics().publishing.begin(), events.len());
+        #[cfg(feature = "metrics")]
+        call.waits_for(count);
+        let appended = self.append_entry(events, over).await;
+        #[cfg(feature = "metrics")]
+        call.end_for_run(count, &appended);
+        appended
+    }
+
+    async fn append_entry(&self, events: Vec<Event>, over: Option<Over>) -> Result<u64, RunError> {
         let settings = self.hub.settings();
         let drafts = entry::drafts(&events, &settings.framing)?;
         let mut outgoing = self.turn.lock().await;

@@ -60,13 +60,21 @@ pub(crate) struct Batch {
 impl Batch {
     /// Returns the number of records, including those of a piece.
     pub(crate) fn count(&self) -> usize {
-        self.records.len() + self.piece.as_ref().map_or(0, |piece| piece.count)
+        self.records.len() + self.piece.as_ref().map_or(0, |piece| piece.count as usize)
     }
 
-    /// Returns the time at which the first record was published, or `None` if there is no record.
+    /// Returns the milliseconds from the time of the first record until `now`. Returns zero if
+    /// there is no record.
     #[cfg(feature = "metrics")]
-    pub(crate) fn published_at(&self) -> Option<Millis> {
-        self.piece.as_ref().map(|piece| piece.at).or_else(|| Some(self.records.first()?.record.at))
+    pub(crate) fn age(&self, now: Millis) -> Millis {
+        let at = match (&self.piece, self.records.first()) {
+            (Some(piece), _) => piece.at,
+            (None, Some(picked)) => low_bits(picked.record.at),
+            (None, None) => return 0,
+        };
+        // A record of the future has no age.
+        let age = low_bits(now).wrapping_sub(at);
+        if age > u32::MAX / 2 { 0 } else { Millis::from(age) }
     }
 
     /// Returns the numbers of the records. The numbers of a piece come from the ids in its bytes.
@@ -76,7 +84,7 @@ impl Batch {
             self.piece.as_ref().map(|piece| String::from_utf8(piece.chunk.clone().into_inside().to_vec()).unwrap());
         let lines = piece.iter().flat_map(|text| text.lines().filter(|line| line.starts_with("id: ")));
         let of_piece: Vec<u64> = lines.map(|line| line.rsplit('.').next().unwrap().parse().unwrap()).collect();
-        assert_eq!(of_piece.len(), self.piece.as_ref().map_or(0, |piece| piece.count));
+        assert_eq!(of_piece.len(), self.piece.as_ref().map_or(0, |piece| piece.count as usize));
         of_piece.into_iter().chain(self.records.iter().map(|picked| picked.record.sequence)).collect()
     }
 
@@ -121,14 +129,22 @@ impl Picked {
     }
 }
 
+/// Returns the low bits of a time, which are enough for differences of up to 24 days.
+#[cfg(feature = "metrics")]
+#[expect(clippy::cast_possible_truncation, reason = "the low bits are wanted")]
+pub(super) fn low_bits(at: Millis) -> u32 {
+    at as u32
+}
+
 /// Consecutive records of one channel, with their ids, as one chunk.
 #[derive(Clone, Debug)]
 pub(crate) struct Piece {
     pub(crate) chunk: Chunk,
-    pub(crate) count: usize,
+    pub(crate) count: u32,
+    /// The low bits of the time of the first record. With 64 bits, every delivery would copy eight
+    /// bytes more.
+    #[cfg(feature = "metrics")]
+    pub(super) at: u32,
     /// The piece ends with the last record of the channel up to and including this number.
     pub(super) upto: u64,
-    /// The time of the first record.
-    #[cfg(feature = "metrics")]
-    pub(super) at: Millis,
 }

@@ -7,6 +7,8 @@
 
 use std::sync::Arc;
 
+#[cfg(feature = "metrics")]
+use super::batch::low_bits;
 use super::batch::{MAX_BYTES, MAX_RECORDS, Piece};
 use super::channel::Channel;
 use super::store::{Record, Store};
@@ -43,9 +45,9 @@ impl Pieces {
             return Some(Piece {
                 chunk: first.frame.chunk().clone(),
                 count: 1,
-                upto,
                 #[cfg(feature = "metrics")]
-                at: first.at,
+                at: low_bits(first.at),
+                upto,
             });
         };
         let slot = (channel.unique.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ after) as usize % MAX_PIECES;
@@ -88,18 +90,18 @@ fn join<'a>(records: impl Iterator<Item = &'a Arc<Record>> + Clone, upto: u64) -
         (count, bytes, last) = (count + 1, bytes + record.frame.len(), record.sequence);
     }
     #[cfg(feature = "metrics")]
-    let at = records.clone().next()?.at;
+    let at = low_bits(records.clone().next()?.at);
     let mut chunks = records.take(count).map(|record| record.frame.chunk());
     let chunk = match count {
         1 => chunks.next()?.clone(),
         _ => Chunk::of(chunks, bytes),
     };
-    let upto = if is_cut { last } else { upto };
     Some(Piece {
         chunk,
-        count,
-        upto,
+        // At most `MAX_RECORDS`.
+        count: u32::try_from(count).ok()?,
         #[cfg(feature = "metrics")]
         at,
+        upto: if is_cut { last } else { upto },
     })
 }

@@ -258,7 +258,7 @@ impl Hub {
 
     /// Counts a retryable refusal, and returns the time after which the client should retry.
     fn refuse_for_now(&self, reason: RefusalReason, retry: Option<Duration>) -> Duration {
-        self.counters().refused(reason, self.now());
+        self.refused(reason);
         match retry {
             Some(retry) => self.jittered_retry(retry, 1.0..=1.5),
             None => self.jittered_retry(self.settings().retry, 1.0..=3.0),

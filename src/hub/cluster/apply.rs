@@ -10,6 +10,9 @@
 //! 3. When a new epoch begins, or when missing records count as lost, the hub also reads all
 //!    current values again.
 
+#[cfg(feature = "metrics")]
+use std::time::Duration;
+
 use super::presence_records;
 use super::record::{self, Decoded};
 use super::shared_log::{SharedLog, check_sequence};
@@ -32,6 +35,8 @@ pub(super) enum Age {
     /// The age counts from the time at which this instance reads the record. The publisher's clock
     /// does not matter.
     New,
+    /// As [`New`](Self::New), for a record that this instance reads again.
+    Backfilled,
     /// The age counts from the time of publishing, if the record contains it. Used while this
     /// instance starts, and for current values.
     AsPublished,
@@ -222,6 +227,13 @@ impl Hub {
         } else {
             Entry::new(audience, &event, &self.settings().framing).map_err(|rejected| Some(Box::new(rejected.0)))?
         };
+        #[cfg(feature = "metrics")]
+        if age == Age::New
+            && let Some(at) = published_at
+        {
+            let delay = record::unix_millis().saturating_sub(at);
+            self.metrics().read_from_log(Duration::from_millis(delay));
+        }
         let passed = |at: u64| self.now().saturating_sub(record::unix_millis().saturating_sub(at));
         Ok(Entry { published: published_at.filter(|_| age == Age::AsPublished).map(passed), ..entry })
     }

@@ -45,7 +45,7 @@ impl Hub {
         } else if expected <= state.last && shared.history.missing_for(expected) < limit {
             return Err(BackplaneError::unknown(format!("the log has record {expected} but does not return it")));
         }
-        let records = records.into_iter().map(|stored| (stored.sequence, self.read(&stored.payload, Age::New)));
+        let records = records.into_iter().map(|stored| (stored.sequence, self.read(&stored.payload, Age::Backfilled)));
         let block = self.log().block(epoch, after, known, records, self.now()).ok_or_else(changed)?;
         shared.blocks.lock().keep(block);
         Ok(())

@@ -118,6 +118,8 @@ async fn listen_and_broadcast(
                 hub.carry_out_queued(shared);
                 if now >= next_lease && !is_closed {
                     next_lease = now + hub.settings().peer_timeout / 3;
+                    #[cfg(feature = "metrics")]
+                    hub.inner.record_stats();
                     let number = shared.outbox.lock().number;
                     // Any message shows that the writer of a run is alive.
                     let lease = if shared.writes_only { Body::Runs(Vec::new()) } else { Body::Lease(number) };

@@ -162,6 +162,8 @@ impl Hub {
     fn set_stale(&self, shared: &SharedLog, stale: bool) {
         if shared.stale.swap(stale, Ordering::AcqRel) != stale {
             self.counters().staleness(stale);
+            #[cfg(feature = "metrics")]
+            self.inner.record_stats();
             let now = self.now();
             for handle in self.registry().all() {
                 handle.wake(now);

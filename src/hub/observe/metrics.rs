@@ -1,8 +1,9 @@
 //! Metrics, through the facade of the crate `metrics`.
 //!
 //! 1. A handle is registered when its hub or publisher is built, with the recorder of that time.
+//!    The runs of a publisher have handles from the first call of `run` on.
 //! 2. Durations are recorded when they end. Deliveries are counted by the hub's own counters, and
-//!    one delivery of [`SAMPLE`] records a duration, so that a delivery costs hardly more.
+//!    one delivery in [`SAMPLE`] records a duration, so that a delivery costs hardly more.
 //! 3. All other metrics follow the statistics at each [`Metrics::record`]. A hub adds the change
 //!    since its last call, so that several hubs of a process are their sum ([`Recorded`]).
 //! 4. A hub that is dropped subtracts its gauges.
@@ -16,8 +17,8 @@ use crate::macros::opaque_debug;
 use crate::sync::Mutex;
 use crate::types::{ConnectionId, EndReason, GapReason, PublishError, RefusalReason, RunError};
 
-/// One delivery of this number records its duration. A power of two.
-const SAMPLE: usize = 16;
+/// One delivery in this number records its duration. A power of two.
+const SAMPLE: usize = 64;
 
 /// A metric that follows a value of the statistics.
 struct Followed<T> {
@@ -121,6 +122,7 @@ const GAPS: &str = "sse.server.gaps";
 const REFUSALS: &str = "sse.server.refusals";
 const CONNECTION_DURATION: &str = "sse.server.connection.duration";
 const DELIVERY_DURATION: &str = "sse.server.delivery.duration";
+const LOG_DELAY: &str = "sse.server.log.delay";
 const PUBLISHED: &str = "sse.server.published_events";
 const PUBLISH_ERRORS: &str = "sse.server.publish.errors";
 const PUBLISH_DURATION: &str = "sse.server.publish.duration";
@@ -131,6 +133,7 @@ pub(in crate::hub) struct Metrics {
     /// By the reason of the end.
     connection_durations: Vec<Histogram>,
     delivery_duration: Histogram,
+    log_delay: Histogram,
     gauges: Vec<Gauge>,
     counters: Vec<Counter>,
     gaps: Vec<Counter>,
@@ -161,6 +164,7 @@ impl Default for Metrics {
             publishing: PublishMetrics::default(),
             connection_durations: EndReason::ALL.iter().map(duration).collect(),
             delivery_duration: metrics::histogram!(DELIVERY_DURATION),
+            log_delay: metrics::histogram!(LOG_DELAY),
             gauges: GAUGES.iter().map(|gauge| metrics::gauge!(gauge.name)).collect(),
             counters: COUNTERS.iter().map(|counter| metrics::counter!(counter.name)).collect(),
             gaps: GapReason::ALL.iter().map(gap).collect(),
@@ -183,7 +187,12 @@ fn describe() {
     metrics::describe_histogram!(
         DELIVERY_DURATION,
         Unit::Seconds,
-        "Time from the publication of an event until a stream that has caught up passes it to the server"
+        "Time from the arrival of an event in this hub until a stream that has caught up passes it to the server"
+    );
+    metrics::describe_histogram!(
+        LOG_DELAY,
+        Unit::Seconds,
+        "Time from the publication of an event until this hub has read it from the shared log"
     );
 }
 
@@ -208,6 +217,11 @@ impl Metrics {
         self.delivery_duration.record(duration);
     }
 
+    /// Records the time that a record took through the shared log.
+    pub(in crate::hub) fn read_from_log(&self, delay: Duration) {
+        self.log_delay.record(delay);
+    }
+
     /// Adds the changes since the last call. Takes the statistics under the lock, so that a
     /// concurrent call records neither older values nor the same change again.
     pub(in crate::hub) fn record(&self, stats: impl FnOnce() -> Stats) {
@@ -227,7 +241,9 @@ impl Metrics {
             #[expect(clippy::cast_precision_loss, reason = "gauges of the facade are floating-point numbers")]
             if now > before {
                 gauge.increment((now - before) as f64);
-            } else if now < before {
+            } else {
+                // Also if nothing has changed, because exporters may remove a gauge that is not
+                // touched.
                 gauge.decrement((before - now) as f64);
             }
         }
@@ -290,27 +306,13 @@ impl Default for PublishMetrics {
 }
 
 impl PublishMetrics {
-    /// Records a call that returned these results, one for each event.
-    pub(in crate::hub) fn called<T>(&self, started: Instant, results: &[Result<T, PublishError>]) {
-        let errors = results.iter().filter_map(|result| result.as_ref().err());
-        errors.clone().for_each(|error| self.failed(error));
-        self.published.increment((results.len() - errors.count()) as u64);
-        self.duration.record(started.elapsed());
+    /// Begins to measure a call that publishes.
+    pub(in crate::hub) fn begin(&self) -> PublishCall<'_> {
+        PublishCall { metrics: self, started: Instant::now(), unconfirmed: 0 }
     }
 
-    /// Records a call that published these events of a run, or none of them.
-    pub(in crate::hub) fn called_for_run<T>(&self, started: Instant, events: usize, result: &Result<T, RunError>) {
-        match result {
-            Ok(_) => self.published.increment(events as u64),
-            Err(error) if error.is_unknown() => self.unknown.increment(events as u64),
-            Err(error) if error.is_unavailable() => self.unavailable.increment(events as u64),
-            Err(error) if error.is_invalid() => self.invalid.increment(events as u64),
-            Err(_) => self.rejected.increment(events as u64),
-        }
-        self.duration.record(started.elapsed());
-    }
-
-    fn failed(&self, error: &PublishError) {
+    /// Counts an event that could not be published.
+    pub(in crate::hub) fn failed(&self, error: &PublishError) {
         let counter = match error {
             error if error.is_unknown() => &self.unknown,
             error if error.is_unavailable() => &self.unavailable,
@@ -322,3 +324,46 @@ impl PublishMetrics {
 }
 
 opaque_debug!(|_metrics: PublishMetrics| {});
+
+/// A call that publishes. Its drop records its duration.
+pub(in crate::hub) struct PublishCall<'a> {
+    metrics: &'a PublishMetrics,
+    started: Instant,
+    /// The events whose outcome is unknown if the future of the call is dropped.
+    unconfirmed: usize,
+}
+
+impl PublishCall<'_> {
+    /// Notes that the call is about to wait for the outcome of these events.
+    pub(in crate::hub) fn waits_for(&mut self, events: usize) {
+        self.unconfirmed = events;
+    }
+
+    /// Ends the call with these results, one for each event.
+    pub(in crate::hub) fn end<T>(mut self, results: &[Result<T, PublishError>]) {
+        self.unconfirmed = 0;
+        let errors = results.iter().filter_map(|result| result.as_ref().err());
+        errors.clone().for_each(|error| self.metrics.failed(error));
+        self.metrics.published.increment((results.len() - errors.count()) as u64);
+    }
+
+    /// Ends the call of a writer of a run, which has published all of these events or none.
+    pub(in crate::hub) fn end_for_run<T>(mut self, events: usize, result: &Result<T, RunError>) {
+        self.unconfirmed = 0;
+        let counter = match result {
+            Ok(_) => &self.metrics.published,
+            Err(error) if error.is_unknown() => &self.metrics.unknown,
+            Err(error) if error.is_unavailable() => &self.metrics.unavailable,
+            Err(error) if error.is_invalid() => &self.metrics.invalid,
+            Err(_) => &self.metrics.rejected,
+        };
+        counter.increment(events as u64);
+    }
+}
+
+impl Drop for PublishCall<'_> {
+    fn drop(&mut self) {
+        self.metrics.unknown.increment(self.unconfirmed as u64);
+        self.metrics.duration.record(self.started.elapsed());
+    }
+}

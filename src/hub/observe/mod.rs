@@ -9,7 +9,7 @@
 //! 4. The hub waits for no consumer of lifecycle events. A slow consumer skips events, and receives
 //!    their number ([`lifecycle`]).
 //! 5. With the feature `metrics`, a delivery adds its bytes to a counter in the cache lines of its
-//!    counter of deliveries, and one delivery of 16 records its duration. All other metrics follow
+//!    counter of deliveries, and one delivery in 64 records its duration. All other metrics follow
 //!    the statistics, or are recorded at rarer events (`metrics`).
 
 pub(super) mod counters;

@@ -493,16 +493,17 @@ impl StreamDriver {
         let count = batch.count();
         if count > 0 {
             self.count(count);
-            #[cfg(feature = "metrics")]
-            if caught_up {
-                self.sample_duration(batch, count);
-            }
         }
         if !batch.gap.is_empty() {
             return Ok(self.gap_step(batch, caught_up));
         }
         if count > 0 {
             let now = *read_at.insert(hub.now());
+            // A replay has events that are older than the wish to read them.
+            #[cfg(feature = "metrics")]
+            if caught_up && batch.ordered {
+                self.sample_duration(batch, count, now);
+            }
             if let Some(heartbeat) = &mut self.heartbeat {
                 heartbeat.wrote(batch.ordered, now);
             }
@@ -537,14 +538,11 @@ impl StreamDriver {
         self.handle.delivered.store(delivered, Ordering::Relaxed);
     }
 
-    /// Records the time since the publication of the oldest event of a batch, for some batches.
+    /// Records the age of the oldest event of a batch, for some batches.
     #[cfg(feature = "metrics")]
-    fn sample_duration(&self, batch: &Batch, events: usize) {
-        if is_sampled(self.handle.id(), self.handle.delivered.load(Ordering::Relaxed), events)
-            && let Some(published_at) = batch.published_at()
-        {
-            let millis = self.hub.now().saturating_sub(published_at);
-            self.hub.counters().metrics.delivered(Duration::from_millis(millis));
+    fn sample_duration(&self, batch: &Batch, events: usize, now: Millis) {
+        if is_sampled(self.handle.id(), self.handle.delivered.load(Ordering::Relaxed), events) {
+            self.hub.counters().metrics.delivered(Duration::from_millis(batch.age(now)));
         }
     }
 

@@ -57,21 +57,16 @@ async fn run(hub: Weak<Inner>, roused: Arc<Notify>) {
         }
         let swept = inner.sweep();
         let due = inner.departure_due().map_or(next_check, |due| next_check.min(inner.instant(due)));
+        // The task does not run again before the next publish or stream.
+        #[cfg(feature = "metrics")]
+        if swept == Swept::Nothing {
+            inner.record_stats();
+        }
+        drop(inner);
         match swept {
-            Swept::Nothing => {
-                // The task does not run again before the next publish or stream.
-                #[cfg(feature = "metrics")]
-                inner.record_stats();
-                return;
-            }
-            Swept::More => {
-                drop(inner);
-                tokio::task::yield_now().await;
-            }
-            Swept::Later => {
-                drop(inner);
-                drop(timeout_at(due, roused.notified()).await);
-            }
+            Swept::Nothing => return,
+            Swept::More => tokio::task::yield_now().await,
+            Swept::Later => drop(timeout_at(due, roused.notified()).await),
         }
     }
 }
