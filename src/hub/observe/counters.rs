@@ -16,6 +16,9 @@ pub(in crate::hub) const KEY_IGNORED: &str = "the key of an event has no effect:
 /// The minimum time between two log lines of the same kind, in milliseconds.
 const QUIET: Millis = 10_000;
 
+/// One delivery in this number records its duration. A power of two.
+const SAMPLE: u64 = 64;
+
 /// The number of counters over which deliveries are spread.
 const SHARDS: usize = 16;
 
@@ -75,8 +78,11 @@ impl Counters {
         self.published.0.fetch_add(count as u64, Ordering::Relaxed);
     }
 
-    pub(in crate::hub) fn delivered(&self, connection: ConnectionId, count: usize) {
-        self.delivered[connection.spread(SHARDS)].events.fetch_add(count as u64, Ordering::Relaxed);
+    /// Counts events that a stream has read. Returns whether they are in the sample whose durations
+    /// are recorded.
+    pub(in crate::hub) fn delivered(&self, connection: ConnectionId, count: usize) -> bool {
+        let before = self.delivered[connection.spread(SHARDS)].events.fetch_add(count as u64, Ordering::Relaxed);
+        before / SAMPLE != (before + count as u64) / SAMPLE
     }
 
     /// Counts bytes that a stream passes to the server.

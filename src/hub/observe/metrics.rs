@@ -3,7 +3,7 @@
 //! 1. A handle is registered when its hub or publisher is built, with the recorder of that time.
 //!    The runs of a publisher have handles from the first call of `run` on.
 //! 2. Durations are recorded when they end. Deliveries are counted by the hub's own counters, and
-//!    one delivery in [`SAMPLE`] records a duration, so that a delivery costs hardly more.
+//!    one delivery in 64 records a duration, so that a delivery costs hardly more.
 //! 3. All other metrics follow the statistics at each [`Metrics::record`]. A hub adds the change
 //!    since its last call, so that several hubs of a process are their sum ([`Recorded`]).
 //! 4. A hub that is dropped subtracts its gauges.
@@ -15,10 +15,7 @@ use metrics::{Counter, Gauge, Histogram, Unit};
 use super::stats::Stats;
 use crate::macros::opaque_debug;
 use crate::sync::Mutex;
-use crate::types::{ConnectionId, EndReason, GapReason, PublishError, RefusalReason, RunError};
-
-/// One delivery in this number records its duration. A power of two.
-const SAMPLE: usize = 64;
+use crate::types::{EndReason, GapReason, PublishError, RefusalReason, RunError};
 
 /// A metric that follows a value of the statistics.
 struct Followed<T> {
@@ -269,13 +266,6 @@ impl Drop for Metrics {
 }
 
 opaque_debug!(|_metrics: Metrics| {});
-
-/// Returns whether a stream records the duration of its last `count` deliveries of `delivered`.
-/// Each connection begins at another number, so that streams with few events take part.
-pub(in crate::hub) fn is_sampled(connection: ConnectionId, delivered: u64, count: usize) -> bool {
-    let number = delivered + connection.spread(SAMPLE) as u64;
-    number % (SAMPLE as u64) < count as u64
-}
 
 /// The metrics of everything that publishes: a hub, a publisher, or the writer of a run.
 pub(in crate::hub) struct PublishMetrics {

@@ -27,8 +27,6 @@ use super::timers::{Expiry, Heartbeat};
 use crate::hub::cluster::shared_log::SharedLog;
 use crate::hub::connection::handle::{ConnectionHandle, Ending};
 use crate::hub::connection::info::ConnectionInfo;
-#[cfg(feature = "metrics")]
-use crate::hub::observe::metrics::is_sampled;
 use crate::hub::runs::content::Over;
 use crate::hub::runs::found::RunCursor;
 use crate::hub::tasks::workers;
@@ -491,9 +489,8 @@ impl StreamDriver {
             self.progress = Progress::Arrived;
         }
         let count = batch.count();
-        if count > 0 {
-            self.count(count);
-        }
+        #[cfg_attr(not(feature = "metrics"), expect(unused_variables, reason = "durations are metrics"))]
+        let is_sampled = count > 0 && self.count(count);
         if !batch.gap.is_empty() {
             return Ok(self.gap_step(batch, caught_up));
         }
@@ -501,8 +498,8 @@ impl StreamDriver {
             let now = *read_at.insert(hub.now());
             // A replay has events that are older than the wish to read them.
             #[cfg(feature = "metrics")]
-            if caught_up && batch.ordered {
-                self.sample_duration(batch, count, now);
+            if is_sampled && caught_up && batch.ordered {
+                self.hub.counters().metrics.delivered(Duration::from_millis(batch.age(now)));
             }
             if let Some(heartbeat) = &mut self.heartbeat {
                 heartbeat.wrote(batch.ordered, now);
@@ -530,20 +527,13 @@ impl StreamDriver {
         Err(outcome)
     }
 
-    /// Counts events that the stream has read.
-    fn count(&self, events: usize) {
-        self.hub.counters().delivered(self.handle.id(), events);
+    /// Counts events that the stream has read. Returns whether they are in the sample whose
+    /// durations are recorded.
+    fn count(&self, events: usize) -> bool {
         // Only this stream writes `delivered`, so a load and a store are enough.
         let delivered = self.handle.delivered.load(Ordering::Relaxed) + events as u64;
         self.handle.delivered.store(delivered, Ordering::Relaxed);
-    }
-
-    /// Records the age of the oldest event of a batch, for some batches.
-    #[cfg(feature = "metrics")]
-    fn sample_duration(&self, batch: &Batch, events: usize, now: Millis) {
-        if is_sampled(self.handle.id(), self.handle.delivered.load(Ordering::Relaxed), events) {
-            self.hub.counters().metrics.delivered(Duration::from_millis(batch.age(now)));
-        }
+        self.hub.counters().delivered(self.handle.id(), events)
     }
 
     /// Returns whether the stream has read the records up to and including this number. A stream of
