@@ -263,6 +263,7 @@
 //! | `redis` | no | `backplane::Redis`: several instances through a Redis server | 59 |
 //! | `takeover` | no | `SseIo::take_over` and `Hub::listener_with_takeover`: less memory for idle streams, on Unix | 9 |
 //! | `test-kit` | no | `test_kit::TestClient`: a client for the tests of applications | 12 |
+//! | `typescript` | no | `TypeScript`: a module with the types of the events, for pages. Depends on ts-rs | 14 |
 //! | `uuid` | no | conversions from `Uuid` to `Topic` and `UserId` | 10 |
 
 #![cfg_attr(docsrs, feature(doc_cfg))]
@@ -330,6 +331,8 @@ mod documents {
 }
 
 pub mod backplane;
+#[cfg(feature = "typescript")]
+mod describe;
 #[cfg(feature = "axum")]
 mod extract;
 mod hub;
@@ -343,6 +346,10 @@ pub mod test_kit;
 mod types;
 mod wire;
 
+#[cfg(feature = "typescript")]
+pub use crate::describe::DescribeError;
+#[cfg(feature = "typescript")]
+pub use crate::describe::TypeScript;
 #[cfg(feature = "axum")]
 pub use crate::extract::MissingHub;
 pub use crate::hub::{
@@ -380,6 +387,8 @@ pub use tower_sse_derive::{Message, TypedTopic};
 /// For the code that the macros write.
 #[doc(hidden)]
 pub mod __private {
+    pub use serde::Serialize;
+
     pub use crate::types::message::check_event_name;
     pub use crate::types::typed_topic::{push_field, read_field};
 }

@@ -62,6 +62,7 @@ const RANKS: &[(u8, &str)] = &[
     (41, "mount"),
     (42, "extract"),
     (43, "test_kit"),
+    (44, "describe"),
     (50, "lib"),
 ];
 

@@ -7,7 +7,7 @@ use quote::{quote, quote_spanned};
 use syn::ext::IdentExt;
 use syn::punctuated::Punctuated;
 use syn::spanned::Spanned;
-use syn::{Attribute, Data, DeriveInput, Error, Fields, Index, LitStr, Member, Meta, Result, Token};
+use syn::{Attribute, Data, DeriveInput, Error, Fields, Index, LitStr, Member, Meta, Result, Token, parse_quote};
 
 /// One event of the type: the struct, or a variant of the enum.
 struct Event<'a> {
@@ -57,7 +57,12 @@ pub(crate) fn expand(input: &DeriveInput) -> Result<TokenStream> {
     });
     let variants: Vec<String> =
         events.iter().filter_map(|event| event.variant).map(|name| name.unraw().to_string()).collect();
-    let (ident, (impl_generics, type_generics, bounds)) = (&input.ident, input.generics.split_for_impl());
+    // A generic type needs no bound of its own: it is a message wherever it can be serialized.
+    let mut generics = input.generics.clone();
+    if generics.type_params().next().is_some() {
+        generics.make_where_clause().predicates.push(parse_quote!(Self: ::tower_sse::__private::Serialize));
+    }
+    let (ident, (impl_generics, type_generics, bounds)) = (&input.ident, generics.split_for_impl());
     Ok(quote! {
         #(#checks)*
         #[automatically_derived]

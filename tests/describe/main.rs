@@ -1,0 +1,13 @@
+//! Descriptions of the events for other programs: the page's module in TypeScript and JavaScript.
+//! The real compiler and real events of a hub judge them.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests and their helpers may panic")]
+
+#[path = "../kit/mod.rs"]
+mod kit;
+
+mod messages;
+mod module;
+mod node;
+mod problems;
+mod sent;
