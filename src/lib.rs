@@ -260,6 +260,7 @@
 //! | `derive` | no | `#[derive(Message)]`: typed events | 10 |
 //! | `metrics` | no | metrics through the facade of the crate `metrics`, and `Hub::record_metrics`. `docs/metrics.md` lists them | 11 |
 //! | `nats` | no | `backplane::Nats`: several instances through a NATS server with JetStream | 74 |
+//! | `openapi` | no | `StreamSchema`: a stream with its events in an OpenAPI document. Depends on utoipa | 14 |
 //! | `redis` | no | `backplane::Redis`: several instances through a Redis server | 59 |
 //! | `takeover` | no | `SseIo::take_over` and `Hub::listener_with_takeover`: less memory for idle streams, on Unix | 9 |
 //! | `test-kit` | no | `test_kit::TestClient`: a client for the tests of applications | 12 |
@@ -331,7 +332,7 @@ mod documents {
 }
 
 pub mod backplane;
-#[cfg(feature = "typescript")]
+#[cfg(any(feature = "openapi", feature = "typescript"))]
 mod describe;
 #[cfg(feature = "axum")]
 mod extract;
@@ -346,8 +347,10 @@ pub mod test_kit;
 mod types;
 mod wire;
 
-#[cfg(feature = "typescript")]
+#[cfg(any(feature = "openapi", feature = "typescript"))]
 pub use crate::describe::DescribeError;
+#[cfg(feature = "openapi")]
+pub use crate::describe::StreamSchema;
 #[cfg(feature = "typescript")]
 pub use crate::describe::TypeScript;
 #[cfg(feature = "axum")]

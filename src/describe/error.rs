@@ -5,12 +5,12 @@ use std::fmt;
 #[cfg(feature = "typescript")]
 use std::{io, path::PathBuf};
 
-/// The error of describing the events of an application: of [`TypeScript`](crate::TypeScript).
+/// The error of describing the events of an application: of `TypeScript` and `StreamSchema`.
 ///
 /// Its text lists everything that is wrong, one problem on each line.
 ///
 /// ```
-/// # #[cfg(feature = "derive")] {
+/// # #[cfg(all(feature = "derive", feature = "typescript"))] {
 /// use tower_sse::{Message, TypeScript};
 /// use ts_rs::TS;
 ///

@@ -9,10 +9,11 @@ use std::path::Path;
 use ts_rs::{Config, TS, TypeVisitor};
 
 use super::error::DescribeError;
+use super::event_names::EventNames;
 use super::hub_events::HUB_EVENTS;
 use super::module_text::{HEADER, ON, ON_IN_JAVASCRIPT, TAKEN_NAMES, events_interface, hub_events};
 use super::types_text::{content_of_variant, large_integers};
-use crate::types::{Event, Message};
+use crate::types::Message;
 
 /// Writes a module for pages, in TypeScript or in JavaScript: the types of the payloads, the names
 /// of the events with their payloads, the hub's own events, and a typed function
@@ -96,8 +97,7 @@ use crate::types::{Event, Message};
 pub struct TypeScript {
     /// The names of the events, and their payloads.
     events: Vec<(&'static str, String)>,
-    /// The Rust type of each event.
-    types_of_events: BTreeMap<&'static str, &'static str>,
+    names: EventNames,
     /// The declarations of the types, by their names.
     declarations: BTreeMap<String, Declaration>,
     /// The declared types.
@@ -122,21 +122,7 @@ impl TypeScript {
 
     /// Adds the events of a type. A type that was added before is not added again.
     pub fn message<M: Message + TS + 'static>(mut self) -> Self {
-        let rust_type = type_name::<M>();
-        let mut is_new = false;
-        for event in M::EVENTS {
-            match self.types_of_events.insert(event, rust_type) {
-                None => is_new = true,
-                Some(other) if other == rust_type => {}
-                Some(other) => {
-                    self.problem(format!("the event `{event}` is that of two types, `{other}` and `{rust_type}`"));
-                }
-            }
-            if Event::new(*event, "").check().is_err() {
-                self.problem(format!("`{rust_type}`: `{event}` is no valid name of an event"));
-            }
-        }
-        if is_new {
+        if self.names.add::<M>(&mut self.problems) {
             self.add_payloads::<M>();
         }
         self

@@ -1,4 +1,4 @@
-//! Programs in JavaScript: `tsc`, and scripts in node.
+//! Programs in JavaScript: the compiler of TypeScript, and scripts in node.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -18,7 +18,7 @@ impl Node {
         if !skip::has("node", "--version") {
             return None;
         }
-        for package in ["typescript", "@seriousme/openapi-schema-validator"] {
+        for package in ["typescript", "ajv", "@seriousme/openapi-schema-validator"] {
             if !packages.join("node_modules").join(package).exists() {
                 skip::not_installed(package);
                 return None;

@@ -6,6 +6,7 @@ use axum::Router;
 use axum::body::{Body, BodyDataStream};
 use futures::StreamExt;
 use http::Request;
+use serde::Serialize;
 use tower::ServiceExt;
 use tower_sse::{
     Disconnect, Event, Hub, PublishError, Refusal, RefusalReason, Retention, StreamRequest, Subscription, TopicFilter,
@@ -15,11 +16,13 @@ use crate::kit::soon;
 use crate::messages::{DocumentDeleted, Method, Order, Page, Ping, Words, parcel};
 
 /// An event as it arrives: the fields of its frame.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, Serialize)]
 pub(crate) struct Sent {
     pub(crate) event: String,
     pub(crate) data: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) id: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) retry: Option<u64>,
 }
 
