@@ -3,12 +3,11 @@
 
 use std::collections::BTreeMap;
 
-use serde::{Deserialize, Serialize};
 use serde_json::json;
-use tower_sse::{Event, Hub, Position, ReceivedEvent};
+use tower_sse::{Event, Hub, Message, Position, ReceivedEvent};
 
 use crate::error::{Error, text};
-use crate::notifications::Notification;
+use crate::events::{Document, DocumentDeleted, Notification};
 use crate::replica::{Follower, Shared, lock, new_id, now, publish_all, value};
 use crate::sessions::{USERS, User};
 
@@ -17,19 +16,6 @@ use crate::sessions::{USERS, User};
 pub(crate) const TOPIC: &str = "documents";
 const MAX_TITLE: usize = 80;
 const MAX_DOCUMENTS: usize = 500;
-
-#[derive(Clone, Serialize, Deserialize)]
-pub(crate) struct Document {
-    id: String,
-    title: String,
-    owner: String,
-    created: u64,
-}
-
-#[derive(Deserialize)]
-struct Deleted {
-    id: String,
-}
 
 #[derive(Clone)]
 pub(crate) struct Documents {
@@ -68,8 +54,7 @@ impl Documents {
 
     async fn put(&self, id: String, owner: User, title: String) -> Result<Position, Error> {
         let document = Document { id, title, owner: owner.id.to_owned(), created: now() };
-        let created = Event::json("document.created", &document)?.key(document.id);
-        Ok(self.hub.topic(TOPIC).publish(created).await?.position)
+        Ok(self.hub.topic(TOPIC).send(&document).await?.position)
     }
 
     pub(crate) async fn delete_document(&self, by: User, id: &str) -> Result<Option<Position>, Error> {
@@ -81,11 +66,10 @@ impl Documents {
         let mut events = Vec::new();
         if document.owner != by.id {
             let text = format!("{} deleted your document “{}”", by.name, document.title);
-            events.push(Notification::new(id, &document.owner, text, "/documents").event(&self.hub)?);
+            events.push(Notification::new(id, &document.owner, text, "/documents").addressed(&self.hub)?);
         }
         // Removes the current value from the log, and the document from open pages.
-        let deleted = Event::removal(id.to_owned()).name("document.deleted").data(json!({ "id": id }).to_string());
-        events.push((self.hub.topic(TOPIC), deleted));
+        events.push((self.hub.topic(TOPIC), removal(&DocumentDeleted { id: id.to_owned() })));
         Ok(publish_all(&self.hub, events).await?)
     }
 }
@@ -96,9 +80,9 @@ impl Follower for Documents {
     }
 
     fn apply(&self, event: &ReceivedEvent) {
-        if let Some(document) = value::<Document>(event, "document.created") {
+        if let Some(document) = value::<Document>(event) {
             lock(&self.all).insert(document.id.clone(), document);
-        } else if let Some(Deleted { id }) = value(event, "document.deleted") {
+        } else if let Some(DocumentDeleted { id }) = value(event) {
             lock(&self.all).remove(&id);
         }
     }
@@ -106,4 +90,9 @@ impl Follower for Documents {
     fn clear(&self) {
         lock(&self.all).clear();
     }
+}
+
+/// Returns the event, which removes the document from the current values of the log.
+fn removal(deleted: &DocumentDeleted) -> Event {
+    Event::removal(deleted.id.clone()).name(deleted.event()).data(json!(deleted).to_string())
 }

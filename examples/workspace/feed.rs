@@ -3,10 +3,10 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
-use serde::{Deserialize, Serialize};
-use tower_sse::{Event, Hub, Position, ReceivedEvent};
+use tower_sse::{Hub, Position, ReceivedEvent};
 
 use crate::error::{Error, text};
+use crate::events::Post;
 use crate::replica::{Follower, Shared, lock, new_id, now, value};
 use crate::sessions::User;
 
@@ -14,14 +14,6 @@ pub(crate) const TOPIC: &str = "feed";
 pub(crate) const MAX_POSTS: usize = 100;
 pub(crate) const MAX_AGE: Duration = Duration::from_secs(3600);
 const MAX_TEXT: usize = 500;
-
-#[derive(Clone, Serialize, Deserialize)]
-pub(crate) struct Post {
-    id: String,
-    author: String,
-    text: String,
-    at: u64,
-}
 
 #[derive(Clone)]
 pub(crate) struct Feed {
@@ -43,7 +35,7 @@ impl Feed {
 
     pub(crate) async fn post_news(&self, author: User, news: &str) -> Result<Position, Error> {
         let post = Post { id: new_id(), author: author.id.to_owned(), text: text(news, MAX_TEXT)?, at: now() };
-        Ok(self.hub.topic(TOPIC).publish(Event::json("post", &post)?).await?.position)
+        Ok(self.hub.topic(TOPIC).send(&post).await?.position)
     }
 }
 
@@ -53,7 +45,7 @@ impl Follower for Feed {
     }
 
     fn apply(&self, event: &ReceivedEvent) {
-        let Some(post) = value::<Post>(event, "post") else { return };
+        let Some(post) = value::<Post>(event) else { return };
         let mut posts = lock(&self.posts);
         posts.push_back(post);
         trim(&mut posts);

@@ -10,6 +10,7 @@
 
 mod documents;
 mod error;
+mod events;
 mod exporter;
 mod feed;
 mod metrics;

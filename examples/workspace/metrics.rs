@@ -5,37 +5,16 @@ use std::collections::{BTreeMap, VecDeque};
 use std::fs::read_to_string;
 use std::time::Duration;
 
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 use tokio::time::{MissedTickBehavior, interval};
-use tower_sse::{Event, Hub, ReceivedEvent};
+use tower_sse::{Hub, ReceivedEvent};
 
+use crate::events::Sample;
 use crate::replica::{Follower, Shared, lock, now, value};
 
 pub(crate) const TOPIC: &str = "metrics";
 /// The number of samples of each instance, one for each second.
 const MAX_SAMPLES: usize = 120;
-
-/// The figures of an instance at one time. A figure that the system does not provide is `None`.
-#[derive(Clone, Serialize, Deserialize)]
-struct Sample {
-    instance: String,
-    at: u64,
-    /// In percent of all cores together.
-    machine_cpu: Option<f64>,
-    /// In percent of all cores together.
-    process_cpu: Option<f64>,
-    /// In bytes.
-    machine_memory: Option<u64>,
-    /// In bytes.
-    machine_memory_total: Option<u64>,
-    /// In bytes.
-    process_memory: Option<u64>,
-    /// The number of pages with an open stream.
-    connections: usize,
-    /// The number of events delivered since the previous sample. The stream by which the services
-    /// read the log is included.
-    delivered: u64,
-}
 
 #[derive(Clone)]
 pub(crate) struct Metrics {
@@ -67,9 +46,7 @@ impl Metrics {
                 delivered = total;
                 // With the instance as key, a new page receives the newest sample of each instance.
                 // The result is ignored: the next sample follows in a second.
-                if let Ok(event) = Event::json("sample", &sample) {
-                    let _ = hub.topic(TOPIC).publish(event.key(instance.clone())).await;
-                }
+                let _ = hub.topic(TOPIC).send(&sample).await;
             }
         });
         Self { by_instance: Shared::default() }
@@ -87,7 +64,7 @@ impl Follower for Metrics {
     }
 
     fn apply(&self, event: &ReceivedEvent) {
-        let Some(sample) = value::<Sample>(event, "sample") else { return };
+        let Some(sample) = value::<Sample>(event) else { return };
         let mut by_instance = lock(&self.by_instance);
         let oldest = sample.at.saturating_sub(MAX_SAMPLES as u64 * 1000);
         by_instance.retain(|_, samples| samples.back().is_some_and(|last| last.at > oldest));

@@ -2,26 +2,15 @@
 
 use std::collections::BTreeMap;
 
-use serde::{Deserialize, Serialize};
-use tower_sse::{Event, Hub, Position, PublishError, ReceivedEvent, Target};
+use tower_sse::{Event, Hub, Message, Position, PublishError, ReceivedEvent, Target};
 
+use crate::events::Notification;
 use crate::replica::{Follower, Shared, lock, now, publish_all, value};
 use crate::sessions::User;
 
 /// The topic that the instances follow. Pages receive the notifications of their user instead.
 pub(crate) const TOPIC: &str = "notifications";
 const MAX_NOTIFICATIONS: usize = 50;
-
-#[derive(Clone, Serialize, Deserialize)]
-pub(crate) struct Notification {
-    id: String,
-    user: String,
-    text: String,
-    /// The page that shows the subject of the notification.
-    href: String,
-    at: u64,
-    read: bool,
-}
 
 impl Notification {
     /// Creates a notification. `id` is the id of its subject, for example of the deleted document.
@@ -31,9 +20,8 @@ impl Notification {
     }
 
     /// Returns the event, and its target: every open page of the user, and the instances.
-    pub(crate) fn event<'a>(&self, hub: &'a Hub) -> Result<(Target<'a>, Event), PublishError> {
-        let event = Event::json("notification", self)?.key(self.id.clone());
-        Ok((hub.user(&*self.user).and(hub.topic(TOPIC)), event))
+    pub(crate) fn addressed<'a>(&self, hub: &'a Hub) -> Result<(Target<'a>, Event), PublishError> {
+        Ok((hub.user(&*self.user).and(hub.topic(TOPIC)), self.to_event()?))
     }
 }
 
@@ -56,7 +44,7 @@ impl Notifications {
     /// Marks all notifications of a user as read, on every page of the user.
     pub(crate) async fn mark_all_read(&self, user: User) -> Result<Option<Position>, PublishError> {
         let unread = self.of(user).into_iter().filter(|notification| !notification.read);
-        let read = unread.map(|notification| Notification { read: true, ..notification }.event(&self.hub));
+        let read = unread.map(|notification| Notification { read: true, ..notification }.addressed(&self.hub));
         publish_all(&self.hub, read.collect::<Result<Vec<_>, _>>()?).await
     }
 }
@@ -67,7 +55,7 @@ impl Follower for Notifications {
     }
 
     fn apply(&self, event: &ReceivedEvent) {
-        let Some(notification) = value::<Notification>(event, "notification") else { return };
+        let Some(notification) = value::<Notification>(event) else { return };
         let mut by_user = lock(&self.by_user);
         let mine = by_user.entry(notification.user.clone()).or_default();
         match mine.iter_mut().find(|known| known.id == notification.id) {

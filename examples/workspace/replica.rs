@@ -9,7 +9,9 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde::de::DeserializeOwned;
 use tokio::sync::watch;
-use tower_sse::{Event, Hub, Position, PublishError, ReceivedEvent, Start, SubscriberItem, Subscription, Target};
+use tower_sse::{
+    Event, Hub, Message, Position, PublishError, ReceivedEvent, Start, SubscriberItem, Subscription, Target,
+};
 
 /// The pause before the task reads the log again.
 const PAUSE: Duration = Duration::from_millis(200);
@@ -113,13 +115,11 @@ pub(crate) async fn publish_all(hub: &Hub, events: Vec<(Target<'_>, Event)>) -> 
     Ok(last)
 }
 
-/// Returns the value in an event of this name. An event of a later version of this program may not
-/// deserialize: it is skipped.
-pub(crate) fn value<T: DeserializeOwned>(event: &ReceivedEvent, name: &str) -> Option<T> {
-    if event.name != name {
-        return None;
-    }
-    serde_json::from_str(&event.data).inspect_err(|error| tracing::warn!(name, %error, "an event was skipped")).ok()
+/// Returns the value in an event, if the event is of this type. An event of a later version of this
+/// program may not deserialize: it is skipped.
+pub(crate) fn value<T: Message + DeserializeOwned>(event: &ReceivedEvent) -> Option<T> {
+    let skipped = |error: &_| tracing::warn!(name = event.name, %error, "an event was skipped");
+    event.message().inspect_err(skipped).ok()?
 }
 
 /// Returns a random id, which is unique across instances.

@@ -10,13 +10,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::spawn_blocking;
-use tower_sse::{Event, Hub, PublishError, ReceivedEvent, Run, RunError, RunReader, RunWriter};
+use tower_sse::{Hub, Message, PublishError, ReceivedEvent, Run, RunError, RunReader, RunWriter};
 
 use crate::error::Error;
-use crate::notifications::Notification;
+use crate::events::{Interrupted, Notification, Report, ReportState};
 use crate::replica::{Follower, Shared, lock, new_id, now, publish_all, value};
 use crate::sessions::{USERS, User};
 
@@ -33,29 +33,6 @@ const UPDATE_INTERVAL: Duration = Duration::from_millis(100);
 const MAX_RUNNING: u32 = 2;
 /// The number of reports of each user that are kept.
 const MAX_REPORTS: usize = 20;
-
-#[derive(Clone, Serialize, Deserialize)]
-struct Report {
-    id: String,
-    owner: String,
-    limit: usize,
-    started: u64,
-    percent: usize,
-    primes: usize,
-    took_ms: u64,
-    state: State,
-}
-
-#[derive(Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-enum State {
-    Running,
-    Done,
-    /// The user has stopped the report.
-    Stopped,
-    /// The instance of the report has ended.
-    Interrupted,
-}
 
 pub(crate) fn topic(user: &str) -> String {
     format!("{TOPICS}{user}")
@@ -113,12 +90,12 @@ impl Reports {
             percent: 0,
             primes: 0,
             took_ms: 0,
-            state: State::Running,
+            state: ReportState::Running,
         };
         // The run begins before the pages learn of the report, so that they find its run. If the
         // instance dies, another instance publishes the last will.
         let run = self.run(owner.id, &report.id);
-        let writer = run.begin().last_will(Event::new("interrupted", "")).await?;
+        let writer = run.begin().last_will(Interrupted.to_event()?).await?;
         self.publish_report(&report).await?;
         tokio::spawn(self.clone().compute(report, writer, place));
         Ok(())
@@ -138,28 +115,28 @@ impl Reports {
         let roots = Arc::new(primes_below(report.limit.isqrt() + 1));
         for from in (0..report.limit).step_by(CHUNK) {
             if self.is_stopping.load(Ordering::Relaxed) {
-                report.state = State::Interrupted;
+                report.state = ReportState::Interrupted;
                 break;
             }
             if writer.is_stopped() {
-                report.state = State::Stopped;
+                report.state = ReportState::Stopped;
                 break;
             }
             let (roots, to) = (Arc::clone(&roots), report.limit.min(from + CHUNK));
             let Ok(primes) = spawn_blocking(move || count_primes(&roots, from, to)).await else {
-                report.state = State::Interrupted;
+                report.state = ReportState::Interrupted;
                 break;
             };
             report.primes += primes;
             report.percent = to * 100 / report.limit;
             report.took_ms = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX);
             if to == report.limit {
-                report.state = State::Done;
+                report.state = ReportState::Done;
             } else if published.elapsed() >= UPDATE_INTERVAL {
                 published = Instant::now();
                 // Other errors are ignored: the next update has the newer figures.
-                if publish_progress(&writer, &report).await.is_err_and(|error| error.is_ended()) {
-                    report.state = State::Interrupted;
+                if writer.send(&report).await.is_err_and(|error| error.is_ended()) {
+                    report.state = ReportState::Interrupted;
                     break;
                 }
             }
@@ -178,27 +155,22 @@ impl Reports {
     }
 
     async fn publish_report(&self, report: &Report) -> Result<(), PublishError> {
-        let event = Event::json("report", report)?.key(report.id.clone());
-        let mut events = vec![(self.hub.topic(topic(&report.owner)), event)];
-        if report.state == State::Done {
+        let mut events = vec![(self.hub.topic(topic(&report.owner)), report.to_event()?)];
+        if report.state == ReportState::Done {
             let (primes, limit) = (grouped(report.primes), grouped(report.limit));
             let text = format!("Your report is ready: {primes} primes below {limit}");
-            events.push(Notification::new(&report.id, &report.owner, text, "/reports").event(&self.hub)?);
+            events.push(Notification::new(&report.id, &report.owner, text, "/reports").addressed(&self.hub)?);
         }
         publish_all(&self.hub, events).await.map(drop)
     }
 }
 
-async fn publish_progress(writer: &RunWriter, report: &Report) -> Result<(), RunError> {
-    writer.publish(Event::json("report", report)?).await.map(drop)
-}
-
 /// Ends the run of a report, with the last state of the report as its last event.
 async fn end(writer: RunWriter, report: &Report) -> Result<(), RunError> {
-    let last = Event::json("report", report)?;
+    let last = report.to_event()?;
     match report.state {
-        State::Interrupted => writer.fail_with(last, "the server was stopped").await,
-        State::Running | State::Done | State::Stopped => writer.finish_with(last).await,
+        ReportState::Interrupted => writer.fail_with(last, "the server was stopped").await,
+        ReportState::Running | ReportState::Done | ReportState::Stopped => writer.finish_with(last).await,
     }
 }
 
@@ -208,7 +180,7 @@ impl Follower for Reports {
     }
 
     fn apply(&self, event: &ReceivedEvent) {
-        let Some(report) = value::<Report>(event, "report") else { return };
+        let Some(report) = value::<Report>(event) else { return };
         let mut all = lock(&self.all);
         all.insert(report.id.clone(), report.clone());
         let mine = all.values().filter(|other| other.owner == report.owner);

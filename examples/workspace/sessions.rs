@@ -13,11 +13,12 @@ use ring::error::Unspecified;
 use ring::hmac;
 use ring::rand::{SecureRandom, SystemRandom};
 use tower_sse::{
-    Access, Disconnect, Event, Hub, Public, PublishError, ReceivedEvent, Recheck, Refusal, StreamRequest, Subscription,
+    Access, Disconnect, Hub, Public, PublishError, ReceivedEvent, Recheck, Refusal, StreamRequest, Subscription,
     TopicFilter,
 };
 
-use crate::replica::{Follower, Shared, lock, now};
+use crate::events::SessionEnded;
+use crate::replica::{Follower, Shared, lock, now, value};
 use crate::{documents, feed, metrics, reports};
 
 /// The topic of the events that end sessions, which every instance follows.
@@ -108,8 +109,7 @@ impl Sessions {
     /// Otherwise the browser would lose its cookie while the cookie is still valid on other
     /// instances.
     pub(crate) async fn end(&self, session: &Session) -> Result<String, PublishError> {
-        let ended = Event::new("session.ended", session.id.clone()).key(session.id.clone());
-        self.hub.topic(TOPIC).publish(ended).await?;
+        self.hub.topic(TOPIC).send(&SessionEnded { id: session.id.clone() }).await?;
         // Do not wait for the log on this instance: a request that arrives now must not pass.
         lock(&self.ended).insert(session.id.clone(), now());
         let disconnect = Disconnect::block_for(LIFETIME).note("signed out");
@@ -152,14 +152,12 @@ impl Follower for Sessions {
     }
 
     fn apply(&self, event: &ReceivedEvent) {
-        if event.name != "session.ended" {
-            return;
-        }
+        let Some(SessionEnded { id }) = value(event) else { return };
         let mut ended = lock(&self.ended);
         // Forget sessions whose cookies have expired by now.
         let oldest = now().saturating_sub(u64::try_from(LIFETIME.as_millis()).unwrap_or(u64::MAX));
         ended.retain(|_, at| *at > oldest);
-        ended.entry(event.data.clone()).or_insert_with(now);
+        ended.entry(id).or_insert_with(now);
     }
 
     /// Keeps the ended sessions: a new life of the log must not make their cookies valid again.

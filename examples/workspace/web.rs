@@ -29,10 +29,11 @@ const PAGES: [(&str, &str, &str); 4] = [
     ("dashboard", "Dashboard", include_str!("pages/dashboard.html")),
     ("feed", "News", include_str!("pages/feed.html")),
 ];
-const ASSETS: [(&str, &str, &str); 8] = [
+const ASSETS: [(&str, &str, &str); 9] = [
     ("style.css", "text/css", include_str!("pages/style.css")),
     ("icon.svg", "image/svg+xml", include_str!("pages/icon.svg")),
     ("events.js", "text/javascript", include_str!("pages/events.js")),
+    ("stream.js", "text/javascript", include_str!("pages/stream.js")),
     ("shell.js", "text/javascript", include_str!("pages/shell.js")),
     ("documents.js", "text/javascript", include_str!("pages/documents.js")),
     ("reports.js", "text/javascript", include_str!("pages/reports.js")),

@@ -187,8 +187,8 @@ impl StreamSchema {
     /// # Errors
     ///
     /// Returns an error if the description would be wrong: see [`StreamSchema`]. Also returns an
-    /// error if the document has another schema with the name of a payload, or lacks a schema that a
-    /// payload refers to. `#[schema(no_recursion)]` leaves such schemas out. After an error, the
+    /// error if the document has another schema with the name of a payload, or lacks a schema that
+    /// a payload refers to. `#[schema(no_recursion)]` leaves such schemas out. After an error, the
     /// document is unchanged.
     pub fn add_to(&self, document: &mut OpenApi, path: &str) -> Result<(), DescribeError> {
         let response = self.response()?;

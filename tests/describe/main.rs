@@ -13,3 +13,4 @@ mod node;
 mod openapi;
 mod problems;
 mod sent;
+mod workspace;

@@ -1,10 +1,25 @@
 // Charts of the last two minutes, with one line for each instance that shares the log.
-import { $, make, page } from "/assets/shell.js";
+import { $, make, page } from "./shell.js";
 
 const SECONDS = 120;
 const percent = { unit: value => `${value.toFixed(value < 100 ? 1 : 0)} %`, top: highest => [5, 10, 25, 50].find(top => highest < top) ?? 100 };
 const bytes = { unit: value => (value < 2 ** 30 ? `${(value / 2 ** 20).toFixed(1)} MiB` : `${(value / 2 ** 30).toFixed(2)} GiB`) };
 const count = { unit: value => String(value), top: highest => Math.max(4, Math.ceil(highest * 1.25)) };
+
+/** @typedef {import("./events.js").Sample} Sample */
+/**
+ * A chart: `of` returns the value of a sample or `null`, and `top` the upper end of the axis. The elements are created
+ * below.
+ * @typedef {object} Chart
+ * @property {string} title
+ * @property {(sample: Sample) => any} of
+ * @property {(value: number) => string} unit
+ * @property {(highest: number, last?: Sample) => number} top
+ * @property {any} [value]
+ * @property {any} [top_label]
+ * @property {any} [svg]
+ */
+/** @type {Chart[]} */
 const charts = [
   { title: "Processor, machine", of: s => s.machine_cpu, ...percent, top: () => 100 },
   { title: "Processor, server", of: s => s.process_cpu, ...percent },
@@ -27,11 +42,13 @@ for (const chart of charts) {
     make("header", {}, make("h2", {}, chart.title), chart.value), chart.top_label, chart.svg, axis));
 }
 
+/** @type {Map<string, Map<number, Sample>>} */
 const byInstance = new Map();
 
+/** @param {Sample} sample */
 function put(sample) {
-  if (!byInstance.has(sample.instance)) byInstance.set(sample.instance, new Map());
-  byInstance.get(sample.instance).set(sample.at, sample);       // a sample may arrive twice
+  const samples = byInstance.get(sample.instance) ?? new Map();
+  byInstance.set(sample.instance, samples.set(sample.at, sample));       // a sample may arrive twice
 }
 
 function draw() {
@@ -46,6 +63,11 @@ function draw() {
   charts.forEach(chart => plot(chart, now, instances.map(([, samples]) => [...samples.values()].sort((a, b) => a.at - b.at))));
 }
 
+/**
+ * @param {Chart} chart
+ * @param {number} now
+ * @param {Sample[][]} lines
+ */
 function plot({ svg, value, top_label, of, unit, top }, now, lines) {
   const known = lines.map(samples => samples.filter(sample => of(sample) !== null));
   const all = known.flat();
@@ -54,7 +76,7 @@ function plot({ svg, value, top_label, of, unit, top }, now, lines) {
   // A stopped instance has a line, but no current value.
   value.replaceChildren(...known.flatMap((samples, index) => {
     const last = samples.at(-1);
-    return last?.at > now - 5000 ? [make("span", { class: `line-${index % 3}` }, unit(of(last)))] : [];
+    return last && last.at > now - 5000 ? [make("span", { class: `line-${index % 3}` }, unit(of(last)))] : [];
   }));
   const most = top(Math.max(...all.map(of)), all.at(-1)) || 1;
   top_label.textContent = unit(most);
@@ -62,7 +84,7 @@ function plot({ svg, value, top_label, of, unit, top }, now, lines) {
     const points = samples.map(sample =>
       `${(SECONDS - (now - sample.at) / 1000).toFixed(2)},${(100 - (of(sample) / most) * 100).toFixed(2)}`);
     if (!points.length) return [];
-    const [from, to] = [points[0], points.at(-1)].map(point => point.split(",")[0]);
+    const [from, to] = [points[0], points[points.length - 1]].map(point => point.split(",")[0]);
     return [shape("polygon", `${from},100 ${points.join(" ")} ${to},100`, index), shape("polyline", points.join(" "), index)];
   }));
 }

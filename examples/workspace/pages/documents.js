@@ -1,7 +1,11 @@
-import { $, avatar, make, nameOf, page, send, time } from "/assets/shell.js";
+import { $, avatar, make, nameOf, page, send, time } from "./shell.js";
 
 let me;
 
+/**
+ * @param {import("./events.js").Document} document
+ * @param {boolean} isNew
+ */
 function makeRow({ id, title, owner, created }, isNew) {
   const ownerName = owner === me ? "you" : nameOf(owner);
   const remove = make("button", { class: "icon danger", title: "Delete", "aria-label": `Delete “${title}” of ${ownerName}` });

@@ -1,7 +1,11 @@
-import { $, avatar, make, nameOf, page, send, time } from "/assets/shell.js";
+import { $, avatar, make, nameOf, page, send, time } from "./shell.js";
 
 const MAX_POSTS = 100; // as many as the server keeps
 
+/**
+ * @param {import("./events.js").Post} post
+ * @param {boolean} isNew
+ */
 function addPost({ id, author, text, at }, isNew) {
   // An event that was published while the page loaded its state arrives although the state has it
   // already.

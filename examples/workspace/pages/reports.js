@@ -1,4 +1,5 @@
-import { $, make, page, send, time } from "/assets/shell.js";
+import { on } from "./events.js";
+import { $, make, page, send, time } from "./shell.js";
 
 const MAX_REPORTS = 20; // as many as the server keeps
 const number = new Intl.NumberFormat("en");
@@ -11,15 +12,20 @@ const states = {
 };
 
 // The streams of the reports that are being computed. Each ends with its report.
+/** @type {Map<string, EventSource>} */
 const streams = new Map();
 
+/** @typedef {import("./events.js").Report} Report */
+/** @typedef {Omit<Report, "state"> & { state: Report["state"] | "unknown" }} ShownReport */
+
+/** @param {Report} report */
 function follow(report) {
   const events = new EventSource(`/reports/${encodeURIComponent(report.id)}/events`);
   streams.set(report.id, events);
-  events.addEventListener("report", ({ data }) => { report = JSON.parse(data); putReport(report); });
+  on(events, "report", newer => { report = newer; putReport(report); });
   // The last will of a report whose server was killed.
-  events.addEventListener("interrupted", () => putReport({ ...report, state: "interrupted" }));
-  events.addEventListener("hub.bye", ({ data }) => { if (JSON.parse(data).reconnect === "never") unfollow(report.id); });
+  on(events, "interrupted", () => putReport({ ...report, state: "interrupted" }));
+  on(events, "hub.bye", ({ reconnect }) => { if (reconnect === "never") unfollow(report.id); });
   // The browser has given up, because the server does not know the run any more.
   events.onerror = () => { if (events.readyState === EventSource.CLOSED) putReport({ ...report, state: "unknown" }); };
 }
@@ -31,6 +37,7 @@ function unfollow(id) {
 
 const soFar = primes => `${number.format(primes)} so far`;
 
+/** @param {ShownReport} report */
 function makeCard({ id, limit, started, percent, primes, took_ms, state }) {
   const title = `Primes below ${number.format(limit)}`;
   const bar = make("progress", { max: 100, value: percent, "aria-label": title });
@@ -52,9 +59,10 @@ function showProgress(card, { percent, primes }) {
   card.querySelector("footer p").textContent = soFar(primes);
 }
 
+/** @param {ShownReport} report */
 function putReport(report) {
   if (report.state !== "running") unfollow(report.id);
-  else if (!streams.has(report.id)) follow(report);
+  else if (!streams.has(report.id)) follow(/** @type {Report} */ (report));
   const old = $("reports").querySelector(`[data-id="${CSS.escape(report.id)}"]`);
   if (old?.matches(".running") && report.state === "running") showProgress(old, report);
   else if (old) old.replaceWith(makeCard(report));

@@ -1,11 +1,18 @@
 // The parts of every page: the stream and its state, and the tray of notifications.
-import { follow } from "/assets/events.js";
+import { follow } from "./stream.js";
 
+/** @type {(id: string) => any} */
 export const $ = id => document.getElementById(id);
 export const nameOf = user => user.charAt(0).toUpperCase() + user.slice(1);
 const PAGE = document.body.dataset.page;
 
-// Creates an element. Strings become text nodes, so that text of users is never parsed as HTML.
+/**
+ * Creates an element. Strings become text nodes, so that text of users is never parsed as HTML.
+ * @param {string} tag
+ * @param {Record<string, any>} attributes
+ * @param {(string | Node)[]} children
+ * @returns {any}
+ */
 export function make(tag, attributes = {}, ...children) {
   const element = document.createElement(tag);
   for (const [name, value] of Object.entries(attributes)) element.setAttribute(name, value);
@@ -17,6 +24,7 @@ export const avatar = user => make("span", { class: "avatar", "data-user": user,
 
 export function time(at) {
   const date = new Date(at), isToday = date.toDateString() === new Date().toDateString();
+  /** @type {Intl.DateTimeFormatOptions} */
   const shown = isToday ? { hour: "2-digit", minute: "2-digit" } : { day: "numeric", month: "short", hour: "2-digit", minute: "2-digit" };
   return make("time", { datetime: date.toISOString() }, date.toLocaleString([], shown));
 }
@@ -80,6 +88,7 @@ function show(state) {
 // The tray, the newest notification first. The server stores which are read, so all pages of a user
 // show the same.
 const MAX_NOTIFICATIONS = 50; // as many as the server keeps
+/** @type {Map<string, import("./events.js").Notification>} */
 const notifications = new Map();
 
 function drawTray() {
@@ -96,6 +105,7 @@ function drawTray() {
   if (!all.length) $("notifications").append(make("li", { class: "muted" }, "There are no notifications yet."));
 }
 
+/** @param {import("./events.js").Notification} notification */
 function onNotification(notification) {
   if (!notification.read && !notifications.has(notification.id)) toast(notification.text);
   notifications.set(notification.id, notification);
@@ -114,18 +124,23 @@ addEventListener("keydown", event => {
   openTray(false);
   $("bell").focus();
 });
-addEventListener("click", event => { if (!event.target.closest("#tray, #bell")) openTray(false); });
-document.querySelector(`nav a[href="/${PAGE}"]`).setAttribute("aria-current", "page");
+addEventListener("click", event => { if (!(/** @type {Element} */ (event.target).closest("#tray, #bell"))) openTray(false); });
+document.querySelector(`nav a[href="/${PAGE}"]`)?.setAttribute("aria-current", "page");
 
-// Starts a page. `draw(content, user)` shows its state, `topics(user)` returns its topics, and `on`
-// has its event handlers.
+/**
+ * Starts a page.
+ * @param {object} page
+ * @param {(content: any, user: string) => void} page.draw Shows the state of the page.
+ * @param {(user: string) => string[]} page.topics Returns the topics of the page.
+ * @param {import("./stream.js").Handlers} page.on The handlers of its events.
+ */
 export function page({ draw, topics, on }) {
   let me;
 
   async function load() {
     const response = await fetch(`/state/${PAGE}`);
     if (response.status === 401) throw Object.assign(new Error("signed out"), { signedOut: true });
-    if (!response.ok) throw new Error(response.status);
+    if (!response.ok) throw new Error(String(response.status));
     const { user, position, content, notifications: all } = await response.json();
     // A different user signed in in another tab.
     if (me && me !== user) {
@@ -145,6 +160,7 @@ export function page({ draw, topics, on }) {
 
   // The stream reconnected with the cookie of another session: reload the page for its user.
   let session;
+  /** @param {import("./events.js").HubHello} hello */
   function hello({ instance, topics }) {
     const now = topics.find(topic => topic.startsWith("session/"));
     if (session && session !== now) location.reload();
@@ -152,5 +168,5 @@ export function page({ draw, topics, on }) {
     $("instance").textContent = instance;
   }
 
-  follow({ load, hello, status: show, on: { notification: onNotification, ...on } });
+  follow({ load, status: show, handlers: { "hub.hello": hello, notification: onNotification, ...on } });
 }
