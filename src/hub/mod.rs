@@ -74,7 +74,7 @@ pub use run::{BeginRun, Run};
 pub use run_reader::RunReader;
 pub use run_writer::RunWriter;
 pub use shutdown::Drained;
-pub use subscriber::{ReceivedEvent, Subscriber, SubscriberItem};
+pub use subscriber::{NextEventError, ReceivedEvent, Subscriber, SubscriberItem};
 pub use target::Target;
 pub use tickets::redeem::Ticket;
 pub use typed_target::TypedTarget;

@@ -1,7 +1,9 @@
 //! Streams in this process: they read the log as a browser's stream does, without HTTP.
 
+use std::error::Error;
+use std::fmt;
 use std::pin::Pin;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 
 use futures::Stream;
 use futures::future::poll_fn;
@@ -99,6 +101,52 @@ impl ReceivedEvent {
         M::from_event(&self.name, &self.data)
     }
 }
+
+/// The error of [`Subscriber::next_event`]: events were lost, or the stream has ended.
+///
+/// ```
+/// use tower_sse::{NextEventError, Subscriber};
+///
+/// async fn show_news(mut news: Subscriber) {
+///     loop {
+///         match news.next_event().await {
+///             Ok(event) => println!("{}", event.data),
+///             Err(NextEventError::Gap { .. }) => println!("load the news again"),
+///             Err(error) => return println!("{error}"),
+///         }
+///     }
+/// }
+/// # let _ = show_news;
+/// ```
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum NextEventError {
+    /// Events were lost, for example because they are no longer retained. Fetch the state again.
+    /// The stream continues: the next call returns the next event.
+    Gap {
+        /// The reason of the gap.
+        reason: GapReason,
+        /// The topics whose events were lost. It may be empty if events to the user, to the
+        /// connection or to everyone were lost.
+        topics: Vec<Topic>,
+    },
+    /// The hub ended the stream for this reason. Every further call returns this error again.
+    End(EndReason),
+}
+
+impl fmt::Display for NextEventError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Gap { reason, topics } => {
+                let topics = topics.iter().map(Topic::as_str).collect::<Vec<_>>().join(", ");
+                write!(f, "events were lost ({reason}): {topics:?}")
+            }
+            Self::End(reason) => write!(f, "the hub ended the stream: {reason}"),
+        }
+    }
+}
+
+impl Error for NextEventError {}
 
 impl Hub {
     /// Opens a stream in this process, without HTTP: for tests, and for bridges to WebSocket or
@@ -203,7 +251,7 @@ impl Hub {
                 }
             }
         };
-        Ok(Subscriber { connection: id, items: Box::pin(items) })
+        Ok(Subscriber { connection: id, items: Box::pin(items), ended: None })
     }
 }
 
@@ -226,6 +274,8 @@ impl Hub {
 pub struct Subscriber {
     connection: ConnectionId,
     items: Pin<Box<dyn Stream<Item = SubscriberItem> + Send>>,
+    /// The reason of the end, once the stream has yielded [`SubscriberItem::End`].
+    ended: Option<EndReason>,
 }
 
 impl Subscriber {
@@ -234,7 +284,58 @@ impl Subscriber {
     ///
     /// Cancel safety: a dropped future loses no item.
     pub async fn next(&mut self) -> Option<SubscriberItem> {
-        poll_fn(|cx| self.items.as_mut().poll_next(cx)).await
+        poll_fn(|cx| Pin::new(&mut *self).poll_next(cx)).await
+    }
+
+    /// Returns the next event. Skips [`SubscriberItem::Live`] and [`SubscriberItem::Stale`].
+    ///
+    /// ```
+    /// # #[cfg(feature = "derive")] #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// use serde::{Deserialize, Serialize};
+    /// use tower_sse::{Hub, Message, Subscription};
+    ///
+    /// #[derive(Serialize, Deserialize, Message)]
+    /// enum Order {
+    ///     #[message(event = "order.paid")]
+    ///     Paid { id: u64, cents: u32 },
+    ///     #[message(event = "order.cancelled")]
+    ///     Cancelled { id: u64 },
+    /// }
+    ///
+    /// let hub = Hub::builder().build()?;
+    /// let mut page = hub.subscribe(Subscription::for_user("ada"), None)?;
+    /// hub.user("ada").send(&Order::Paid { id: 8, cents: 990 }).await?;
+    ///
+    /// let event = page.next_event().await?;
+    /// match event.message()? {
+    ///     Some(Order::Paid { id, cents }) => assert_eq!((id, cents), (8, 990)),
+    ///     Some(Order::Cancelled { id }) => panic!("order {id} was cancelled"),
+    ///     None => panic!("another event: {}", event.name),
+    /// }
+    /// # Ok(()) }
+    /// # #[cfg(not(feature = "derive"))] fn main() {}
+    /// ```
+    ///
+    /// The call waits without a time limit. A test gives it one, for example with
+    /// `tokio::time::timeout`, or reads the stream with the `TestClient` of the feature `test-kit`.
+    ///
+    /// Cancel safety: a dropped future loses no event and no error.
+    ///
+    /// # Errors
+    ///
+    /// Returns an error if events were lost before the next event, or if the stream has ended. After
+    /// [`NextEventError::Gap`], the stream continues.
+    pub async fn next_event(&mut self) -> Result<ReceivedEvent, NextEventError> {
+        loop {
+            match self.next().await {
+                Some(SubscriberItem::Event(event)) => return Ok(event),
+                Some(SubscriberItem::Gap { reason, topics }) => return Err(NextEventError::Gap { reason, topics }),
+                Some(SubscriberItem::Live(_) | SubscriberItem::Stale) => {}
+                Some(SubscriberItem::End(reason)) => return Err(NextEventError::End(reason)),
+                // Every stream yields the reason before its end.
+                None => return Err(NextEventError::End(self.ended.unwrap_or(EndReason::Client))),
+            }
+        }
     }
 
     /// Returns the id of the connection, for [`Hub::connection`] and
@@ -248,7 +349,11 @@ impl Subscriber {
 impl Stream for Subscriber {
     type Item = SubscriberItem;
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<SubscriberItem>> {
-        self.items.as_mut().poll_next(cx)
+        let item = ready!(self.items.as_mut().poll_next(cx));
+        if let Some(SubscriberItem::End(reason)) = item {
+            self.ended = Some(reason);
+        }
+        Poll::Ready(item)
     }
 }
 

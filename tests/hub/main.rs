@@ -10,6 +10,7 @@ mod authority;
 mod identity;
 mod limits;
 mod membership;
+mod next_event;
 mod overdue;
 mod presence;
 mod retention;
