@@ -44,26 +44,26 @@ use crate::sync::Mutex;
 /// ```
 #[derive(Clone)]
 pub struct Memory {
-    shared: Arc<Shared>,
+    pub(super) shared: Arc<Shared>,
 }
 
-struct Shared {
-    log: Mutex<Log>,
-    journals: Mutex<MemoryJournals>,
+pub(super) struct Shared {
+    pub(super) log: Mutex<Log>,
+    pub(super) journals: Mutex<MemoryJournals>,
     /// Wakes the streams that wait for a record, after each append.
-    appended: watch::Sender<()>,
+    pub(super) appended: watch::Sender<()>,
     /// Wakes the streams that wait for a control message, after each broadcast.
-    control: watch::Sender<()>,
+    pub(super) control: watch::Sender<()>,
 }
 
-#[derive(Default)]
-struct Log {
-    epoch: u64,
-    last: u64,
-    records: VecDeque<Stored>,
-    values: HashMap<Box<str>, Stored>,
+#[derive(Clone, Default)]
+pub(super) struct Log {
+    pub(super) epoch: u64,
+    pub(super) last: u64,
+    pub(super) records: VecDeque<Stored>,
+    pub(super) values: HashMap<Box<str>, Stored>,
     /// The positions of the records whose idempotency keys are remembered.
-    by_key: HashMap<Box<str>, LogPosition>,
+    pub(super) by_key: HashMap<Box<str>, LogPosition>,
     /// The values of [`Backplane::put_once`] by key, each with the time at which it expires.
     deposits: HashMap<Box<str>, (Instant, Bytes)>,
     /// The idempotency keys in `by_key` with the time of their append, oldest first.

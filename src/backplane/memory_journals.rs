@@ -8,9 +8,10 @@ use tokio::time::{Duration, Instant};
 use super::journal::{self, Begun, JournalAppend, JournalId, JournalPage, fitting};
 
 /// The journals of a [`Memory`](super::Memory), by key.
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub(super) struct MemoryJournals(HashMap<Box<str>, Journal>);
 
+#[derive(Clone)]
 struct Journal {
     id: JournalId,
     entries: Vec<Bytes>,

@@ -44,6 +44,8 @@ mod journal;
 #[cfg(any(feature = "nats", feature = "redis"))]
 mod limits;
 mod memory;
+#[cfg(feature = "test-kit")]
+mod memory_history;
 mod memory_journals;
 #[cfg(feature = "nats")]
 mod nats;

@@ -30,5 +30,9 @@
 //! ```
 
 mod client;
+mod faults;
+mod faulty_log;
 
 pub use client::{Refused, TestClient, TestEvent};
+pub use faults::{Call, Fault, Faults, Operation};
+pub use faulty_log::{FaultyLog, LogConnection};

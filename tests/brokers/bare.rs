@@ -6,9 +6,9 @@ use std::time::Duration;
 use http::{Request, StatusCode};
 use http_body_util::BodyExt;
 use tower_sse::backplane::Backplane;
+use tower_sse::test_kit::FaultyLog;
 use tower_sse::{EndReason, Event, EventBody, Hub, Retention, StreamRequest, Subscription};
 
-use crate::fake::FakeLog;
 use crate::kit::{soon, until};
 
 async fn start(log: impl Backplane) -> Hub {
@@ -70,7 +70,7 @@ fn number(id: &str) -> u64 {
 
 #[tokio::test]
 async fn resumed_stream_gets_older_records_from_the_broker() {
-    let hub = start(FakeLog::new()).await;
+    let hub = start(FaultyLog::new().connect()).await;
     let begin = hub.position().to_string();
     publish(&hub, 0..100).await;
     until(|| number(&hub.position().to_string()) == 100).await;
@@ -82,7 +82,7 @@ async fn resumed_stream_gets_older_records_from_the_broker() {
 /// the events.
 #[tokio::test]
 async fn stream_that_lagged_resumes_without_loss() {
-    let hub = start(FakeLog::new()).await;
+    let hub = start(FaultyLog::new().connect()).await;
     let mut body = open(&hub, "").unwrap();
     publish(&hub, 0..1).await;
     let (first, id) = read_to(&mut body, 0).await;
@@ -97,8 +97,8 @@ async fn stream_that_lagged_resumes_without_loss() {
 /// Otherwise a client would reconnect with the same cursor without end.
 #[tokio::test]
 async fn lost_record_of_the_broker_is_one_break_and_then_404() {
-    let log = FakeLog::new();
-    let hub = start(log.clone()).await;
+    let log = FaultyLog::new();
+    let hub = start(log.connect()).await;
     let begin = hub.position().to_string();
     log.hide([3]);
     publish(&hub, 0..100).await;
@@ -117,8 +117,8 @@ async fn lost_record_of_the_broker_is_one_break_and_then_404() {
 
 #[tokio::test]
 async fn trimmed_records_of_the_broker_are_one_break_and_then_404() {
-    let log = FakeLog::new();
-    let hub = start(log.clone()).await;
+    let log = FaultyLog::new();
+    let hub = start(log.connect()).await;
     let begin = hub.position().to_string();
     publish(&hub, 0..100).await;
     until(|| number(&hub.position().to_string()) == 100).await;
@@ -130,14 +130,13 @@ async fn trimmed_records_of_the_broker_are_one_break_and_then_404() {
 
 #[tokio::test]
 async fn new_epoch_of_the_log_breaks_an_open_stream_and_then_gets_404() {
-    let log = FakeLog::new();
-    let hub = start(log.clone()).await;
+    let log = FaultyLog::new();
+    let hub = start(log.connect()).await;
     let mut body = open(&hub, "").unwrap();
     publish(&hub, 0..3).await;
     let (_, id) = read_to(&mut body, 2).await;
-    let other = FakeLog::new();
-    log.exchange(&other);
-    log.cut();
+    log.restore(&FaultyLog::new());
+    log.faults().break_streams();
     let (events, _) = read_to_break(body).await;
     assert!(events.is_empty(), "{events:?}");
     assert_eq!(hub.stats().ended(EndReason::Gap), 1);

@@ -4,11 +4,11 @@
 use std::time::Duration;
 
 use tower_sse::backplane::Backplane;
+use tower_sse::test_kit::{FaultyLog, Operation};
 use tower_sse::{
     Cursor, Event, Hub, HubBuilder, Position, Retention, Subscriber, SubscriberItem, Subscription, TopicFilter,
 };
 
-use crate::fake::FakeLog;
 use crate::kit::{soon, until};
 use crate::redis_server::{FORGETFUL, RedisServer};
 
@@ -88,20 +88,21 @@ async fn redis_log_is_loaded_with_few_requests_when_its_newest_record_was_delete
 
 #[tokio::test]
 async fn log_is_loaded_with_few_requests_when_its_newest_record_cannot_be_read() {
-    let log = FakeLog::new();
-    let first = start(log.clone()).await;
+    let log = FaultyLog::new();
+    let first = start(log.connect()).await;
     publish(&first, 0..4).await;
     drop(first);
     log.hide([4]);
-    a_log_without_its_newest_record_is_loaded(log.clone(), || log.ranges() + log.states()).await;
+    let requests = || log.faults().calls(Operation::Range) + log.faults().calls(Operation::State);
+    a_log_without_its_newest_record_is_loaded(log.connect(), requests).await;
 }
 
 /// An instance that was cut off catches up, and a replica that is behind answers without the newest
 /// records.
 #[tokio::test]
 async fn late_records_are_no_gap_for_an_instance_that_was_cut_off() {
-    let log = FakeLog::new();
-    let (near, far) = (start(log.clone()).await, start(log.clone()).await);
+    let log = FaultyLog::new();
+    let (near, far) = (start(log.connect()).await, start(log.connect()).await);
     let mut page = open(&far, Cursor::Absent);
     publish(&near, 0..3).await;
     read_to(&mut page, "2").await;
@@ -109,9 +110,9 @@ async fn late_records_are_no_gap_for_an_instance_that_was_cut_off() {
         let begin = log.last();
         log.hide(hidden);
         publish(&near, begin..begin + 5).await;
-        log.cut();
-        let ranges = log.ranges();
-        until(|| log.ranges() > ranges + 2).await;
+        log.faults().break_streams();
+        let ranges = log.faults().calls(Operation::Range);
+        until(|| log.faults().calls(Operation::Range) > ranges + 2).await;
         log.show_all();
         let last = (begin + 4).to_string();
         assert_eq!(read_to(&mut page, &last).await, (texts(begin..begin + 5), Vec::new()));
@@ -122,17 +123,17 @@ async fn late_records_are_no_gap_for_an_instance_that_was_cut_off() {
 #[tokio::test]
 async fn late_records_are_no_gap_for_a_reconnecting_client() {
     for hidden in [vec![1, 2, 3], vec![50], (1..=100).collect()] {
-        let log = FakeLog::new();
-        let hub = start(log.clone()).await;
+        let log = FaultyLog::new();
+        let hub = start(log.connect()).await;
         let begin = hub.position();
         publish(&hub, 0..100).await;
         until(|| number(hub.position()) == 100).await;
         log.hide(hidden);
         let mut page = open(&hub, begin);
         // The instance requests the records before the broker can deliver them.
-        let ranges = log.ranges();
+        let ranges = log.faults().calls(Operation::Range);
         let reads = async {
-            until(|| log.ranges() > ranges + 2).await;
+            until(|| log.faults().calls(Operation::Range) > ranges + 2).await;
             log.show_all();
         };
         let (read, ()) = futures::join!(read_to(&mut page, "99"), reads);
@@ -143,8 +144,8 @@ async fn late_records_are_no_gap_for_a_reconnecting_client() {
 /// The missing record is in the middle of the log.
 #[tokio::test]
 async fn a_record_that_a_broker_never_delivers_is_one_gap() {
-    let log = FakeLog::new();
-    let (near, far) = (start(log.clone()).await, start(log.clone()).await);
+    let log = FaultyLog::new();
+    let (near, far) = (start(log.connect()).await, start(log.connect()).await);
     let begin = far.position();
     let mut page = open(&far, Cursor::Absent);
     log.hide([3]);
@@ -162,8 +163,8 @@ async fn a_record_that_a_broker_never_delivers_is_one_gap() {
 /// Trimmed records cannot arrive later, so the instance does not wait for them.
 #[tokio::test]
 async fn trimmed_records_are_one_gap_at_once() {
-    let log = FakeLog::new();
-    let (near, far) = (start(log.clone()).await, start(log.clone()).await);
+    let log = FaultyLog::new();
+    let (near, far) = (start(log.connect()).await, start(log.connect()).await);
     let mut page = open(&far, Cursor::Absent);
     publish(&near, 0..3).await;
     read_to(&mut page, "2").await;
@@ -176,18 +177,18 @@ async fn trimmed_records_are_one_gap_at_once() {
 /// An instance that is cut off accepts a cursor that is far ahead of its own position.
 #[tokio::test]
 async fn a_client_far_ahead_of_an_instance_that_is_cut_off_gets_no_gap() {
-    let log = FakeLog::new();
-    let hub = start(log.clone()).await;
+    let log = FaultyLog::new();
+    let hub = start(log.connect()).await;
     publish(&hub, 0..3).await;
     until(|| number(hub.position()) == 3).await;
     let epoch = hub.position().to_string();
     let epoch = epoch.split('.').nth(1).unwrap();
-    log.set_away(true);
+    log.faults().cut();
     until(|| !hub.is_ready()).await;
     log.trim_to(150_000);
     let cursor = Cursor::parse(format!("1.{epoch}.150000").as_bytes());
     let mut page = hub.subscribe(Subscription::anonymous().topic("t"), cursor).unwrap();
-    log.set_away(false);
+    log.faults().heal();
     until(|| hub.is_ready()).await;
     publish(&hub, 7..8).await;
     assert_eq!(read_to(&mut page, "7").await, (texts(7..8), Vec::new()));
@@ -201,17 +202,17 @@ async fn a_client_far_ahead_of_an_instance_that_is_cut_off_gets_no_gap() {
 /// The age of a value counts from its publication, not from the time at which an instance read it.
 #[tokio::test]
 async fn an_expired_value_is_not_current_on_an_instance_that_starts() {
-    let log = FakeLog::new();
+    let log = FaultyLog::new();
     let latest = Retention::latest_per_key().age(Duration::from_secs(2));
-    let hub = |log: FakeLog| {
+    let hub = |log: &FaultyLog| {
         let builder = builder().retention_for(TopicFilter::prefix("latest/"), latest.clone());
-        let hub = builder.backplane(log).build().unwrap();
+        let hub = builder.backplane(log.connect()).build().unwrap();
         async move {
             until(|| hub.is_ready()).await;
             hub
         }
     };
-    let one = hub(log.clone()).await;
+    let one = hub(&log).await;
     one.topic("latest/a").publish(Event::unnamed("old").key("old")).await.unwrap();
     // In the first round the log still has the value. In the second only the stored values have it.
     for trims in [false, true] {
@@ -220,7 +221,7 @@ async fn an_expired_value_is_not_current_on_an_instance_that_starts() {
         if trims {
             log.trim_to(log.last());
         }
-        let two = hub(log.clone()).await;
+        let two = hub(&log).await;
         let mut page = two.subscribe(Subscription::anonymous().topic("latest/a"), Cursor::Absent).unwrap();
         let mut values = Vec::new();
         loop {

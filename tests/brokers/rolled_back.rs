@@ -6,9 +6,9 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use tower_sse::backplane::{Backplane, NewRecord, Redis};
+use tower_sse::test_kit::{FaultyLog, Operation};
 use tower_sse::{Cursor, Event, Hub, Position, Publisher, Subscriber, SubscriberItem, Subscription};
 
-use crate::fake::FakeLog;
 use crate::instances::{Instance, builder};
 use crate::kit::broker::{BrokerServer, for_each_broker};
 use crate::kit::{soon, subscribe, until};
@@ -252,22 +252,22 @@ async fn a_state_query_begins_a_new_epoch_when_an_acknowledged_record_was_replac
 /// Otherwise all pages of an application would load their state at the same moment.
 #[tokio::test]
 async fn open_streams_get_the_gap_of_a_new_epoch_at_different_times() {
-    let log = FakeLog::new();
-    let one = Instance::start(log.clone()).await.ready().await;
+    let log = FaultyLog::new();
+    let one = Instance::start(log.connect()).await.ready().await;
     let mut pages = Vec::new();
     for _ in 0..40 {
         pages.push(subscribe(one.server.addr, "/events?topic=t").await);
     }
-    publish_ticks(&worker(log.clone()), 20).await;
+    publish_ticks(&worker(log.connect()), 20).await;
     for page in &mut pages {
         for _ in 0..20 {
             assert_eq!(page.next_own().await.data, "tick");
         }
     }
-    log.exchange(&log.fork(10));
+    log.roll_back(10);
     until(|| number(one.hub.position()) == 10).await;
     for n in 0..5 {
-        worker(log.clone()).topic("t").publish(Event::unnamed(n.to_string())).await.unwrap();
+        worker(log.connect()).topic("t").publish(Event::unnamed(n.to_string())).await.unwrap();
     }
     let each = pages.into_iter().map(|mut page| async move {
         let mut gap_at = None;
@@ -321,25 +321,26 @@ async fn killed_connections_lose_nothing_and_report_no_gap() {
 /// connection.
 #[tokio::test]
 async fn a_roll_back_between_two_reads_of_a_connection_is_one_gap() {
-    let log = FakeLog::new();
-    let hub = start(log.clone()).await;
+    let log = FaultyLog::new();
+    let hub = start(log.connect()).await;
     let mut page = open(&hub);
-    publish_ticks(&worker(log.clone()), 20).await;
+    publish_ticks(&worker(log.connect()), 20).await;
     read_events(&mut page, 20).await;
-    let queries = log.states();
-    until(|| log.states() > queries + 2).await;
-    let other = log.fork(10);
-    publish_ticks(&worker(other.clone()), 30).await;
-    log.exchange(&other);
+    let queries = log.faults().calls(Operation::State);
+    until(|| log.faults().calls(Operation::State) > queries + 2).await;
+    let other = log.backup();
+    other.roll_back(10);
+    publish_ticks(&worker(other.connect()), 30).await;
+    log.restore(&other);
     until(|| number(hub.position()) == 40).await;
-    let queries = log.states();
-    until(|| log.states() > queries + 1).await;
+    let queries = log.faults().calls(Operation::State);
+    until(|| log.faults().calls(Operation::State) > queries + 1).await;
     log_end(&log).await;
     assert_eq!(gaps_before(&mut page, "end").await, ["epoch"]);
 }
 
-async fn log_end(log: &FakeLog) {
-    worker(log.clone()).topic("t").publish(Event::unnamed("end")).await.unwrap();
+async fn log_end(log: &FaultyLog) {
+    worker(log.connect()).topic("t").publish(Event::unnamed("end")).await.unwrap();
 }
 
 fn epoch(position: Position) -> String {

@@ -1,17 +1,15 @@
-//! The test kit: a client of a tower service.
+//! The client of a tower service.
 
-#![allow(clippy::unwrap_used, clippy::panic, reason = "these are tests, helpers and all")]
-
-use std::panic::AssertUnwindSafe;
 use std::time::Duration;
 
 use axum::Router;
 use axum::body::Body;
-use futures::FutureExt;
 use http::{Request, StatusCode};
 use serde::{Deserialize, Serialize};
 use tower_sse::test_kit::TestClient;
 use tower_sse::{Disconnect, Event, Hub, Message, Refusal, Retention, StreamRequest, Subscription};
+
+use crate::failure;
 
 #[derive(Debug, PartialEq, Serialize, Deserialize, Message)]
 enum Order {
@@ -38,12 +36,6 @@ fn application() -> (Hub, Router) {
 
 fn request(uri: &str) -> Request<Body> {
     Request::get(uri).body(Body::empty()).unwrap()
-}
-
-/// Returns the text with which a future panics.
-async fn failure(future: impl Future) -> String {
-    let Err(panic) = AssertUnwindSafe(future).catch_unwind().await else { panic!("no failure") };
-    *panic.downcast::<String>().unwrap()
 }
 
 #[tokio::test]

@@ -1,0 +1,19 @@
+//! The test kit, which is public for the tests of applications.
+
+#![allow(clippy::unwrap_used, clippy::panic, unreachable_pub, reason = "these are tests, helpers and all")]
+
+#[path = "../kit/mod.rs"]
+mod kit;
+
+mod client;
+mod faulty_log;
+
+use std::panic::AssertUnwindSafe;
+
+use futures::FutureExt;
+
+/// Returns the text with which a future panics.
+async fn failure(future: impl Future) -> String {
+    let Err(panic) = AssertUnwindSafe(future).catch_unwind().await else { panic!("no failure") };
+    *panic.downcast::<String>().unwrap()
+}
