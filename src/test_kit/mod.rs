@@ -30,9 +30,11 @@
 //! ```
 
 mod client;
+mod contract;
 mod faults;
 mod faulty_log;
 
 pub use client::{Refused, TestClient, TestEvent};
+pub use contract::check_backplane;
 pub use faults::{Call, Fault, Faults, Operation};
 pub use faulty_log::{FaultyLog, LogConnection};

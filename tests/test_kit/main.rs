@@ -6,6 +6,7 @@
 mod kit;
 
 mod client;
+mod contract;
 mod faulty_log;
 
 use std::panic::AssertUnwindSafe;

@@ -1,0 +1,89 @@
+//! The rules of control messages, and of values that are stored once.
+
+use std::pin::pin;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures::future::{Either, join_all, select};
+use tokio::time::sleep;
+
+use super::rule::{Logs, Outcome, bytes, call, ensure, ensure_eq, is_pending, next, text};
+use crate::backplane::Backplane;
+
+/// Sends a message again and again while a future waits for one, because a listener connects at its
+/// first poll, and misses the messages before.
+async fn during_broadcasts<T>(
+    log: &dyn Backplane,
+    message: &'static str,
+    received: impl Future<Output = Outcome<T>>,
+) -> Outcome<T> {
+    let broadcasts = async {
+        loop {
+            if let Err(error) = call(log.broadcast(Bytes::from_static(message.as_bytes()))).await {
+                return error;
+            }
+            sleep(Duration::from_millis(20)).await;
+        }
+    };
+    match select(pin!(received), pin!(broadcasts)).await {
+        Either::Left((received, _)) => received,
+        Either::Right((error, _)) => Err(error),
+    }
+}
+
+pub(super) async fn a_listener_without_a_mark_gets_new_messages(logs: &Logs<'_>) -> Outcome {
+    let log = logs.connect();
+    call(log.broadcast(Bytes::from_static(b"before"))).await?;
+    let (mut one, mut two) = (log.listen(None), logs.connect().listen(None));
+    ensure!(is_pending(&mut one) && is_pending(&mut two), "a listener yields");
+    let received = async { Ok([next(&mut one).await?, next(&mut two).await?]) };
+    for control in during_broadcasts(&*log, "now", received).await? {
+        ensure_eq!(text(&control.message), "now", "the first message of a listener without a mark");
+    }
+    Ok(())
+}
+
+/// A listener that reconnects continues after the last message that it received.
+pub(super) async fn a_listener_with_a_mark_gets_the_messages_after_it(logs: &Logs<'_>) -> Outcome {
+    let log = logs.connect();
+    let mut listener = log.listen(None);
+    ensure!(is_pending(&mut listener), "a listener yields");
+    let last = during_broadcasts(&*log, "first", next(&mut listener)).await?;
+    drop(listener);
+    let expected: Vec<_> = (0..100).map(|n| n.to_string()).collect();
+    for message in &expected {
+        call(log.broadcast(bytes(message))).await?;
+    }
+    let (mut listener, mut received) = (log.listen(Some(last.mark)), Vec::new());
+    while received.last().is_none_or(|last| last != "99") {
+        let control = next(&mut listener).await?;
+        received.extend(Some(text(&control.message)).filter(|text| text != "first"));
+    }
+    ensure_eq!(received, expected, "the messages after the mark");
+    // A listener with a mark that the broker does not have still receives messages.
+    let mut listener = log.listen(Some("7".into()));
+    ensure!(!next(&mut listener).await?.message.is_empty(), "the message of a listener with an old mark is empty");
+    Ok(())
+}
+
+pub(super) async fn a_value_that_is_put_once_is_taken_once(logs: &Logs<'_>) -> Outcome {
+    let log = logs.connect();
+    let minute = Duration::from_secs(60);
+    call(log.put_once("a", Bytes::from_static(b"1"), minute)).await?;
+    call(log.put_once("a", Bytes::from_static(b"2"), minute)).await?;
+    let mut taken = Vec::new();
+    for result in join_all((0..10).map(|_| log.take("a"))).await {
+        taken.extend(result.map_err(|error| format!("a call failed: {error}"))?.map(|payload| text(&payload)));
+    }
+    ensure_eq!(taken, ["2"], "the values that ten simultaneous callers took");
+    ensure_eq!(call(log.take("b")).await?, None, "the value of a key that was never stored");
+    Ok(())
+}
+
+pub(super) async fn a_value_that_is_put_once_expires(logs: &Logs<'_>) -> Outcome {
+    let log = logs.connect();
+    call(log.put_once("c", Bytes::from_static(b"3"), Duration::from_secs(1))).await?;
+    sleep(Duration::from_millis(1_100)).await;
+    ensure_eq!(call(log.take("c")).await?, None, "a value after its time");
+    Ok(())
+}

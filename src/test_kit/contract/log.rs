@@ -1,0 +1,159 @@
+//! The rules of the log: records, tails, current values, idempotency keys and epochs.
+
+use std::collections::btree_map::BTreeMap;
+
+use bytes::Bytes;
+use futures::future::try_join_all;
+
+use super::rule::{Logs, Outcome, append, append_one, call, ensure, ensure_eq, is_pending, next, record, text, value};
+use crate::backplane::{Backplane, LogPosition, LogState};
+
+pub(super) async fn a_new_log_is_empty(logs: &Logs<'_>) -> Outcome {
+    let log = logs.connect();
+    let state = call(log.state(None)).await?;
+    ensure_eq!((state.first, state.last), (1, 0), "the first and the last number");
+    ensure!(call(log.range(0, 10)).await?.is_empty(), "a range of an empty log has records");
+    ensure!(call(log.values()).await?.is_empty(), "an empty log has current values");
+    ensure_eq!(call(log.state(None)).await?, state, "the state of an unchanged log");
+    Ok(())
+}
+
+pub(super) async fn numbers_are_contiguous_and_in_order(logs: &Logs<'_>) -> Outcome {
+    let log = logs.connect();
+    let epoch = call(log.state(None)).await?.epoch;
+    let positions = append(&*log, (0..700).map(|n| record(&n.to_string())).collect(), None).await?;
+    for (position, sequence) in positions.iter().zip(1..) {
+        ensure_eq!(*position, LogPosition { epoch, sequence }, "the position of a record");
+    }
+    let state = call(log.state(positions.last().copied())).await?;
+    ensure_eq!(state, LogState { epoch, first: 1, last: 700 }, "the state after 700 records");
+    let range = call(log.range(3, 5)).await?;
+    let range: Vec<_> = range.iter().map(|stored| (stored.sequence, text(&stored.payload))).collect();
+    let expected: Vec<_> = (4..9).map(|n| (n, (n - 1).to_string())).collect();
+    // An adapter may return fewer records.
+    ensure!(!range.is_empty() && expected.starts_with(&range), "expected the range {expected:?}, but found {range:?}");
+    ensure!(call(log.range(700, 5)).await?.is_empty(), "a range after the last record has records");
+    Ok(())
+}
+
+pub(super) async fn simultaneous_writers_get_each_number_once(logs: &Logs<'_>) -> Outcome {
+    let writer = |name: usize| async move {
+        let log = logs.connect();
+        let mut mine = Vec::new();
+        for n in 0..50 {
+            mine.push(append_one(&*log, record(&format!("{name}.{n}")), None).await?.sequence);
+        }
+        ensure!(mine.is_sorted(), "the records of one writer are out of order: {mine:?}");
+        Ok::<_, String>(mine)
+    };
+    let mut numbers = try_join_all((0..8).map(writer)).await?.concat();
+    numbers.sort_unstable();
+    let twice = numbers.windows(2).find(|pair| pair[0] == pair[1]).map(|pair| pair[0]);
+    ensure_eq!(twice, None, "a number that two records have");
+    ensure_eq!((numbers.first(), numbers.last()), (Some(&1), Some(&400)), "the first and the last of 400 numbers");
+    Ok(())
+}
+
+pub(super) async fn a_tail_has_the_stored_and_the_new_records(logs: &Logs<'_>) -> Outcome {
+    let log = logs.connect();
+    append(&*log, vec![record("before"), record("stored")], None).await?;
+    let mut tail = log.tail(1);
+    let (mut received, mut new) = (Vec::new(), (0..5).map(|n| n.to_string()));
+    while received.len() < 6 {
+        if let Some(text) = new.next() {
+            append(&*log, vec![record(&text)], None).await?;
+        }
+        let batch = next(&mut tail).await?;
+        ensure!(!batch.is_empty(), "a batch of a tail is empty");
+        received.extend(batch.iter().map(|stored| (stored.sequence, text(&stored.payload))));
+    }
+    let expected: Vec<_> = (2..).zip(["stored", "0", "1", "2", "3", "4"].map(str::to_owned)).collect();
+    ensure_eq!(received, expected, "the records of a tail after number 1");
+    Ok(())
+}
+
+/// Both streams are polled once, while they may be connecting, and then not for a while.
+pub(super) async fn a_stream_that_is_not_polled_delays_no_other_call(logs: &Logs<'_>) -> Outcome {
+    let log = logs.connect();
+    let (mut tail, mut listener) = (log.tail(0), log.listen(None));
+    ensure!(is_pending(&mut tail), "a tail of an empty log yields");
+    ensure!(is_pending(&mut listener), "a new listener yields");
+    call(log.state(None)).await?;
+    append(&*log, vec![record("x")], None).await?;
+    call(log.broadcast(Bytes::from_static(b"x"))).await?;
+    let batch = next(&mut tail).await?;
+    ensure_eq!(batch.iter().map(|stored| text(&stored.payload)).collect::<Vec<_>>(), ["x"], "the batch of the tail");
+    Ok(())
+}
+
+/// Returns the current values: the text of the record by id.
+async fn values(log: &dyn Backplane) -> Outcome<BTreeMap<String, String>> {
+    let values = call(log.values()).await?;
+    Ok(values.iter().map(|value| (value.id.to_string(), text(&value.record.payload))).collect())
+}
+
+fn expected<const N: usize>(values: [(&str, &str); N]) -> BTreeMap<String, String> {
+    values.map(|(id, text)| (id.to_owned(), text.to_owned())).into()
+}
+
+pub(super) async fn current_values_are_the_newest_of_each_id(logs: &Logs<'_>) -> Outcome {
+    let log = logs.connect();
+    let special = "[\"topic\",\"a:b{}\\u0000\",\"k\"]";
+    let records = vec![
+        value("1", &["x"], false),
+        value("2", &[special], false),
+        value("3", &["x"], false),
+        value("4", &["y"], false),
+        value("5", &["y"], true),
+    ];
+    append(&*log, records, None).await?;
+    ensure_eq!(values(&*log).await?, expected([("x", "3"), (special, "2")]), "the current values");
+    let numbers = call(log.values()).await?.iter().map(|value| value.record.sequence).collect::<Vec<_>>();
+    ensure!(numbers.contains(&2) && numbers.contains(&3), "the current values have the numbers {numbers:?}");
+    Ok(())
+}
+
+/// Later records replace or remove the value of each id independently.
+pub(super) async fn a_record_may_be_the_value_of_several_ids(logs: &Logs<'_>) -> Outcome {
+    let log = logs.connect();
+    let records = vec![
+        value("both", &["x", "y"], false),
+        value("z", &["z"], false),
+        value("only x", &["x"], false),
+        value("both gone", &["z", "w"], true),
+    ];
+    append(&*log, records, None).await?;
+    ensure_eq!(values(&*log).await?, expected([("y", "both"), ("x", "only x")]), "the current values");
+    append(&*log, vec![value("gone", &["y"], true)], None).await?;
+    ensure_eq!(values(&*log).await?, expected([("x", "only x")]), "the current values after a removal");
+    Ok(())
+}
+
+pub(super) async fn a_repeated_idempotency_key_is_appended_once(logs: &Logs<'_>) -> Outcome {
+    let log = logs.connect();
+    let mut once = record("once");
+    once.idempotency_key = Some("key".into());
+    let first = append_one(&*log, once.clone(), None).await?;
+    let again = append(&*logs.connect(), vec![once, record("other")], None).await?;
+    ensure_eq!(again[0], first, "the position of a repeated record");
+    ensure_eq!(again[1].sequence, first.sequence + 1, "the number of the record after it");
+    Ok(())
+}
+
+pub(super) async fn a_log_that_ends_below_the_seen_position_begins_a_new_epoch(logs: &Logs<'_>) -> Outcome {
+    let log = logs.connect();
+    let position = append_one(&*log, record("x"), None).await?;
+    let seen = LogPosition { sequence: position.sequence + 10, ..position };
+    let state = call(log.state(Some(seen))).await?;
+    ensure!(state.epoch != position.epoch, "the log has lost records, and is in the same epoch");
+    ensure_eq!(state.last, position.sequence, "the last number after the loss");
+    // The epoch changes only once: no later request with or without a position changes it again.
+    for seen in [None, Some(seen), Some(LogPosition { epoch: state.epoch, sequence: state.last })] {
+        ensure_eq!(call(log.state(seen)).await?.epoch, state.epoch, "the epoch at the next request");
+    }
+    let ahead = LogPosition { epoch: state.epoch, sequence: state.last + 1 };
+    let next = append_one(&*log, record("y"), Some(ahead)).await?;
+    ensure!(next.epoch != state.epoch, "an append to a log that has lost records is in the same epoch");
+    ensure_eq!(next.sequence, state.last + 1, "the number of the first record of the new epoch");
+    Ok(())
+}

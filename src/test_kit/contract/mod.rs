@@ -1,0 +1,102 @@
+//! The contract of adapters, as a suite of rules that runs against any adapter.
+//!
+//! `log.rs`, `control.rs` and `journals.rs` have the rules. A rule is an async function that
+//! returns the text of the first breach. `rule.rs` has what all rules use.
+
+#![allow(clippy::panic, reason = "a broken rule panics, as a failed assertion does")]
+
+mod control;
+mod journals;
+mod log;
+mod rule;
+
+use std::fmt::Write;
+
+use futures::future::{FutureExt, LocalBoxFuture};
+
+use self::rule::{Logs, Outcome};
+use crate::backplane::Backplane;
+
+type Check = for<'a> fn(&'a Logs<'a>) -> LocalBoxFuture<'a, Outcome>;
+
+/// Returns the rules with their names.
+macro_rules! rules {
+    ($($file:ident::$rule:ident,)*) => {
+        [$({
+            let check: Check = |logs| $file::$rule(logs).boxed_local();
+            (stringify!($rule), check)
+        },)*]
+    };
+}
+
+fn rules() -> [(&'static str, Check); 25] {
+    rules![
+        log::a_new_log_is_empty,
+        log::numbers_are_contiguous_and_in_order,
+        log::simultaneous_writers_get_each_number_once,
+        log::a_tail_has_the_stored_and_the_new_records,
+        log::a_stream_that_is_not_polled_delays_no_other_call,
+        log::current_values_are_the_newest_of_each_id,
+        log::a_record_may_be_the_value_of_several_ids,
+        log::a_repeated_idempotency_key_is_appended_once,
+        log::a_log_that_ends_below_the_seen_position_begins_a_new_epoch,
+        control::a_listener_without_a_mark_gets_new_messages,
+        control::a_listener_with_a_mark_gets_the_messages_after_it,
+        control::a_value_that_is_put_once_is_taken_once,
+        control::a_value_that_is_put_once_expires,
+        journals::one_of_many_simultaneous_writers_begins_a_journal,
+        journals::one_of_many_simultaneous_writers_replaces_a_closed_journal,
+        journals::one_of_several_simultaneous_appends_with_one_number_succeeds,
+        journals::an_open_journal_is_active_until_it_is_closed,
+        journals::a_closed_journal_is_replaced_by_the_next_one,
+        journals::an_append_that_does_not_fit_is_a_conflict,
+        journals::repeated_calls_have_their_effect_once,
+        journals::a_journal_is_read_in_pages_of_limited_size,
+        journals::a_closed_journal_is_forgotten_after_its_time,
+        journals::a_journal_may_be_closed_for_any_time,
+        journals::journals_of_two_keys_are_independent,
+        journals::keys_and_entries_may_have_any_bytes,
+    ]
+}
+
+/// Checks that an adapter keeps the contract of [`Backplane`], and of
+/// [`Journals`](crate::backplane::Journals).
+///
+/// `connect` returns a new connection to the log with this name. It is called several times with
+/// one name, and then returns connections to the same log. A log of a new name has to be empty. A
+/// name is a text of lower case letters and underscores.
+///
+/// The check is for an adapter in development: the broker runs, and nothing interrupts it. It takes
+/// a few seconds. With tokio's paused clock, use it only for an adapter without a network.
+///
+/// Today only this crate can implement [`Backplane`], because the trait is sealed. So this function
+/// checks the adapters of this crate. It is for adapters of other crates when the trait is opened.
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread", start_paused = true)] async fn main() {
+/// use std::collections::HashMap;
+/// use std::sync::Mutex;
+/// use tower_sse::backplane::Memory;
+/// use tower_sse::test_kit::check_backplane;
+///
+/// let logs = Mutex::new(HashMap::<String, Memory>::new());
+/// check_backplane(|name| logs.lock().unwrap().entry(name.to_owned()).or_default().clone()).await;
+/// # }
+/// ```
+///
+/// # Panics
+///
+/// Panics if the adapter breaks a rule. The text of the panic lists every broken rule by its name,
+/// with what was expected and what happened. A call or a stream that does not answer within 20 s
+/// breaks its rule.
+pub async fn check_backplane<B: Backplane>(connect: impl Fn(&str) -> B) {
+    let connect = |name: &str| -> Box<dyn Backplane> { Box::new(connect(name)) };
+    let (mut broken, mut report) = (0, String::new());
+    for (name, check) in rules() {
+        if let Err(breach) = check(&Logs::new(name, &connect)).await {
+            broken += 1;
+            let _ = write!(report, "\n  {name}: {breach}");
+        }
+    }
+    assert!(broken == 0, "the adapter breaks the contract. Broken rules: {broken}{report}");
+}

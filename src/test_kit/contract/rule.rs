@@ -1,0 +1,116 @@
+//! What the rules of the contract use: connections to the log of a rule, and calls with a time
+//! limit that return the text of a breach.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures::future::FutureExt;
+use futures::stream::{BoxStream, StreamExt};
+use tokio::time::timeout;
+
+use crate::backplane::{Answer, Backplane, LogPosition, NewRecord, Seen, Value};
+
+/// The result of a rule, or the text of its breach.
+pub(super) type Outcome<T = ()> = Result<T, String>;
+
+/// The time limit of each call, far above the expected time.
+pub(super) const LIMIT: Duration = Duration::from_secs(20);
+
+/// Returns the text of a breach unless the condition holds.
+macro_rules! ensure {
+    ($holds:expr, $($breach:tt)+) => {
+        if !$holds {
+            return Err(format!($($breach)+));
+        }
+    };
+}
+
+/// Returns the text of a breach unless the two are equal. The text says what is compared.
+macro_rules! ensure_eq {
+    ($found:expr, $expected:expr, $($what:tt)+) => {
+        match (&$found, &$expected) {
+            (found, expected) if *found == *expected => {}
+            (found, expected) => {
+                return Err(format!("{}: expected {expected:?}, but found {found:?}", format_args!($($what)+)));
+            }
+        }
+    };
+}
+
+pub(super) use {ensure, ensure_eq};
+
+/// The log of one rule, to which the rule opens connections.
+pub(super) struct Logs<'a> {
+    name: &'static str,
+    connect: &'a dyn Fn(&str) -> Box<dyn Backplane>,
+}
+
+impl<'a> Logs<'a> {
+    pub(super) fn new(name: &'static str, connect: &'a dyn Fn(&str) -> Box<dyn Backplane>) -> Self {
+        Self { name, connect }
+    }
+
+    pub(super) fn connect(&self) -> Box<dyn Backplane> {
+        (self.connect)(self.name)
+    }
+}
+
+/// Waits for a call, which has to succeed within the time limit.
+pub(super) async fn call<T>(call: impl Future<Output = Answer<T>>) -> Outcome<T> {
+    match timeout(LIMIT, call).await {
+        Ok(Ok(done)) => Ok(done),
+        Ok(Err(error)) => Err(format!("a call failed: {error}")),
+        Err(_) => Err(format!("a call did not return within {LIMIT:?}")),
+    }
+}
+
+/// Waits for the next item of a stream, which has to come within the time limit.
+pub(super) async fn next<T>(stream: &mut BoxStream<'static, Answer<T>>) -> Outcome<T> {
+    match timeout(LIMIT, stream.next()).await {
+        Ok(Some(Ok(item))) => Ok(item),
+        Ok(Some(Err(error))) => Err(format!("a stream ended with an error: {error}")),
+        Ok(None) => Err("a stream ended without an error".into()),
+        Err(_) => Err(format!("a stream yielded nothing within {LIMIT:?}")),
+    }
+}
+
+/// Polls a stream once. Returns whether it yields nothing.
+pub(super) fn is_pending<T>(stream: &mut BoxStream<'static, Answer<T>>) -> bool {
+    stream.next().now_or_never().is_none()
+}
+
+/// Appends records, each of which has to succeed.
+pub(super) async fn append(
+    log: &dyn Backplane,
+    records: Vec<NewRecord>,
+    seen: Option<Seen>,
+) -> Outcome<Vec<LogPosition>> {
+    let count = records.len();
+    let positions = call(async { log.append(records, seen).await.into_iter().collect::<Answer<Vec<_>>>() }).await?;
+    ensure_eq!(positions.len(), count, "the number of results of an append");
+    Ok(positions)
+}
+
+pub(super) async fn append_one(log: &dyn Backplane, record: NewRecord, seen: Option<Seen>) -> Outcome<LogPosition> {
+    let positions = append(log, vec![record], seen).await?;
+    positions.first().copied().ok_or_else(|| "an append returned no position".into())
+}
+
+pub(super) fn record(text: &str) -> NewRecord {
+    NewRecord::new(bytes(text))
+}
+
+/// Returns a record that sets or removes the current values of these ids.
+pub(super) fn value(text: &str, ids: &[&str], removes: bool) -> NewRecord {
+    let mut record = record(text);
+    record.values = ids.iter().map(|id| Value::new(*id, removes)).collect();
+    record
+}
+
+pub(super) fn bytes(text: &str) -> Bytes {
+    Bytes::from(text.to_owned())
+}
+
+pub(super) fn text(payload: &Bytes) -> String {
+    String::from_utf8_lossy(payload).into_owned()
+}

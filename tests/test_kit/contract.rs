@@ -1,0 +1,336 @@
+//! The contract suite of adapters: it accepts what the contract allows, and it names each broken
+//! rule.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures::future::{BoxFuture, pending, ready};
+use futures::stream::BoxStream;
+use futures::{FutureExt, StreamExt};
+use tower_sse::backplane::sealed::Sealed;
+use tower_sse::backplane::{
+    Backplane, BackplaneError, Begun, ControlMessage, CurrentValue, JournalAppend, JournalId, JournalPage, Journals,
+    LogPosition, LogState, Memory, NewRecord, Seen, Stored,
+};
+use tower_sse::test_kit::{Call, Fault, FaultyLog, LogConnection, Operation, check_backplane};
+
+use crate::failure;
+
+/// Logs by name.
+#[derive(Default)]
+struct Logs<L>(Mutex<HashMap<String, L>>);
+
+impl<L: Clone + Default> Logs<L> {
+    fn log(&self, name: &str) -> L {
+        self.0.lock().unwrap().entry(name.to_owned()).or_default().clone()
+    }
+}
+
+/// Returns the names of the rules that an adapter breaks, and the whole failure.
+async fn broken_rules<B: Backplane>(connect: impl Fn(&str) -> B) -> (Vec<String>, String) {
+    let failure = failure(check_backplane(connect)).await;
+    let rules = failure.lines().skip(1).filter_map(|line| line.trim().split_once(": "));
+    (rules.map(|(rule, _)| rule.to_owned()).collect(), failure)
+}
+
+/// Checks the log with faults. `script` sets the faults of each connection.
+async fn check_with_faults(script: impl Fn(&LogConnection)) {
+    let logs = Logs::<FaultyLog>::default();
+    let connect = |name: &str| {
+        let connection = logs.log(name).connect();
+        script(&connection);
+        connection
+    };
+    check_backplane(connect).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_log_with_faults_keeps_the_contract_without_faults() {
+    check_with_faults(|_| ()).await;
+}
+
+/// A network delays requests and deliveries, and a client library may repeat a request.
+#[tokio::test(start_paused = true)]
+async fn the_contract_allows_delays_and_repeated_requests() {
+    check_with_faults(|connection| {
+        let millis = |count| Fault::Delay(Duration::from_millis(count));
+        for operation in [Operation::Append, Operation::State, Operation::Range, Operation::Values] {
+            connection.faults().every(operation, millis(3));
+        }
+        for operation in [Operation::DeliverRecords, Operation::DeliverMessage, Operation::ReadJournal] {
+            connection.faults().every(operation, millis(7));
+        }
+        connection.faults().every(Operation::BeginJournal, Fault::Duplicate);
+        // Not the last entry of a journal that is kept for no time: its repeat finds no journal.
+        let is_repeatable = |call: &Call<'_>| !call.contains("last");
+        connection.faults().every_if(Operation::AppendJournal, Fault::Duplicate, is_repeatable);
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_fault_that_the_contract_forbids_breaks_a_rule() {
+    for (operation, fault, rule, text) in [
+        (Operation::Append, Fault::Duplicate, "numbers_are_contiguous_and_in_order", "the position of a record"),
+        (
+            Operation::DeliverRecords,
+            Fault::Duplicate,
+            "a_tail_has_the_stored_and_the_new_records",
+            "the records of a tail",
+        ),
+        (Operation::DeliverRecords, Fault::LoseAnswer, "a_tail_has_the_stored_and_the_new_records", "yielded nothing"),
+        (
+            Operation::DeliverMessage,
+            Fault::LoseAnswer,
+            "a_listener_without_a_mark_gets_new_messages",
+            "yielded nothing",
+        ),
+        (
+            Operation::DeliverMessage,
+            Fault::Unavailable,
+            "a_listener_with_a_mark_gets_the_messages_after_it",
+            "ended with an error",
+        ),
+        (Operation::State, Fault::HoldAnswer, "a_new_log_is_empty", "a call did not return within 20s"),
+        (Operation::Values, Fault::Unavailable, "current_values_are_the_newest_of_each_id", "a call failed"),
+    ] {
+        let logs = Logs::<FaultyLog>::default();
+        let connect = |name: &str| {
+            let connection = logs.log(name).connect();
+            connection.faults().every(operation, fault);
+            connection
+        };
+        let (rules, failure) = broken_rules(connect).await;
+        assert!(rules.iter().any(|broken| broken == rule), "{operation:?} {fault:?}: {failure}");
+        assert!(failure.contains(text), "{operation:?} {fault:?}: {failure}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn hidden_records_break_a_rule() {
+    let logs = Logs::<FaultyLog>::default();
+    let connect = |name: &str| {
+        let log = logs.log(name);
+        log.hide([4]);
+        log.connect()
+    };
+    let (rules, failure) = broken_rules(connect).await;
+    assert!(rules.contains(&"numbers_are_contiguous_and_in_order".to_owned()), "{failure}");
+}
+
+/// Every connection has a log of its own.
+#[tokio::test(start_paused = true)]
+async fn connections_that_share_no_log_break_rules() {
+    let (rules, failure) = broken_rules(|_| Memory::new()).await;
+    for rule in [
+        "simultaneous_writers_get_each_number_once",
+        "one_of_many_simultaneous_writers_begins_a_journal",
+        "repeated_calls_have_their_effect_once",
+    ] {
+        assert!(rules.iter().any(|broken| broken == rule), "{rule}: {failure}");
+    }
+}
+
+/// What is wrong with an adapter.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Defect {
+    ForgetsIdempotencyKeys,
+    KeepsItsEpoch,
+    StopsDuringAStream,
+    KeepsRemovedValues,
+    KeepsOneValueOfARecord,
+    ListensFromTheOldestMessage,
+    ForgetsMarks,
+    GivesAValueAgain,
+    KeepsValues,
+    BeginsASecondTime,
+    ReplacesNoClosedJournal,
+    AppendsAnywhere,
+    RejectsRepeats,
+    ReadsAnyJournal,
+    ReadsAllEntries,
+    ForgetsNoJournal,
+    RejectsALongTime,
+    HasOneJournal,
+    ReadsKeysInLowerCase,
+}
+
+/// A log in memory with one defect.
+#[derive(Clone)]
+struct Defective {
+    memory: Memory,
+    defect: Defect,
+    has_stream: Arc<AtomicBool>,
+}
+
+impl Defective {
+    fn has(&self, defect: Defect) -> bool {
+        self.defect == defect
+    }
+
+    fn key(&self, key: &str) -> String {
+        match self.defect {
+            Defect::HasOneJournal => String::new(),
+            Defect::ReadsKeysInLowerCase => key.to_lowercase(),
+            _ => key.to_owned(),
+        }
+    }
+}
+
+type Answer<T> = Result<T, BackplaneError>;
+
+impl Sealed for Defective {}
+
+impl Backplane for Defective {
+    fn append(&self, mut records: Vec<NewRecord>, seen: Option<Seen>) -> BoxFuture<'_, Vec<Answer<LogPosition>>> {
+        for record in &mut records {
+            match self.defect {
+                Defect::ForgetsIdempotencyKeys => record.idempotency_key = None,
+                Defect::KeepsRemovedValues => record.values.retain(|value| !value.removes),
+                Defect::KeepsOneValueOfARecord => record.values.truncate(1),
+                _ => {}
+            }
+        }
+        self.memory.append(records, seen.filter(|_| !self.has(Defect::KeepsItsEpoch)))
+    }
+
+    fn state(&self, seen: Option<Seen>) -> BoxFuture<'_, Answer<LogState>> {
+        if self.has(Defect::StopsDuringAStream) && self.has_stream.load(Ordering::SeqCst) {
+            return pending().boxed();
+        }
+        self.memory.state(seen.filter(|_| !self.has(Defect::KeepsItsEpoch)))
+    }
+
+    fn range(&self, after: u64, limit: usize) -> BoxFuture<'_, Answer<Vec<Stored>>> {
+        self.memory.range(after, limit)
+    }
+
+    fn tail(&self, after: u64) -> BoxStream<'static, Answer<Vec<Stored>>> {
+        self.has_stream.store(true, Ordering::SeqCst);
+        self.memory.tail(after)
+    }
+
+    fn values(&self) -> BoxFuture<'_, Answer<Vec<CurrentValue>>> {
+        self.memory.values()
+    }
+
+    fn broadcast(&self, message: Bytes) -> BoxFuture<'_, Answer<()>> {
+        self.memory.broadcast(message)
+    }
+
+    fn listen(&self, after: Option<Box<str>>) -> BoxStream<'static, Answer<ControlMessage>> {
+        match self.defect {
+            Defect::ListensFromTheOldestMessage => self.memory.listen(after.or(Some("0".into()))),
+            Defect::ForgetsMarks => self.memory.listen(None).boxed(),
+            _ => self.memory.listen(after),
+        }
+    }
+
+    fn put_once(&self, key: &str, payload: Bytes, time: Duration) -> BoxFuture<'_, Answer<()>> {
+        self.memory.put_once(key, payload, if self.has(Defect::KeepsValues) { time * 1000 } else { time })
+    }
+
+    fn take(&self, key: &str) -> BoxFuture<'_, Answer<Option<Bytes>>> {
+        let taken = self.memory.take(key).now_or_never().unwrap();
+        if self.has(Defect::GivesAValueAgain)
+            && let Ok(Some(payload)) = &taken
+        {
+            self.memory.put_once(key, payload.clone(), Duration::from_secs(60)).now_or_never().unwrap().unwrap();
+        }
+        ready(taken).boxed()
+    }
+
+    fn describe(&self) -> String {
+        "a defective log".into()
+    }
+}
+
+impl Journals for Defective {
+    fn begin_journal(&self, key: &str, first: Bytes) -> BoxFuture<'_, Answer<Begun>> {
+        let key = self.key(key);
+        async move {
+            if self.has(Defect::ReplacesNoClosedJournal)
+                && let Some(page) = self.memory.read_journal(&key, None, 0, 0).await?
+            {
+                return Ok(Begun::Active(page.id));
+            }
+            match self.memory.begin_journal(&key, first).await? {
+                Begun::Active(id) if self.has(Defect::BeginsASecondTime) => Ok(Begun::New(id)),
+                begun => Ok(begun),
+            }
+        }
+        .boxed()
+    }
+
+    fn append_journal(
+        &self,
+        key: &str,
+        id: JournalId,
+        after: u64,
+        entry: Bytes,
+        close: Option<Duration>,
+    ) -> BoxFuture<'_, Answer<JournalAppend>> {
+        let key = self.key(key);
+        async move {
+            let last = self.memory.read_journal(&key, Some(id), 0, 0).await?.map_or(0, |page| page.last);
+            let (after, close) = match self.defect {
+                Defect::AppendsAnywhere => (last, close),
+                Defect::RejectsRepeats if after != last => return Ok(JournalAppend::Conflict),
+                Defect::ForgetsNoJournal => (after, close.map(|_| Duration::from_secs(3600))),
+                Defect::RejectsALongTime if close > Some(Duration::from_secs(24 * 3600)) => {
+                    return Err(BackplaneError::rejected("the time is too long"));
+                }
+                _ => (after, close),
+            };
+            self.memory.append_journal(&key, id, after, entry, close).await
+        }
+        .boxed()
+    }
+
+    fn read_journal(
+        &self,
+        key: &str,
+        id: Option<JournalId>,
+        after: u64,
+        max_bytes: usize,
+    ) -> BoxFuture<'_, Answer<Option<JournalPage>>> {
+        let id = id.filter(|_| !self.has(Defect::ReadsAnyJournal));
+        let max_bytes = if self.has(Defect::ReadsAllEntries) { usize::MAX } else { max_bytes };
+        let key = self.key(key);
+        async move { self.memory.read_journal(&key, id, after, max_bytes).await }.boxed()
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn each_defect_of_an_adapter_breaks_the_rule_about_it() {
+    for (defect, rule) in [
+        (Defect::ForgetsIdempotencyKeys, "a_repeated_idempotency_key_is_appended_once"),
+        (Defect::KeepsItsEpoch, "a_log_that_ends_below_the_seen_position_begins_a_new_epoch"),
+        (Defect::StopsDuringAStream, "a_stream_that_is_not_polled_delays_no_other_call"),
+        (Defect::KeepsRemovedValues, "current_values_are_the_newest_of_each_id"),
+        (Defect::KeepsOneValueOfARecord, "a_record_may_be_the_value_of_several_ids"),
+        (Defect::ListensFromTheOldestMessage, "a_listener_without_a_mark_gets_new_messages"),
+        (Defect::ForgetsMarks, "a_listener_with_a_mark_gets_the_messages_after_it"),
+        (Defect::GivesAValueAgain, "a_value_that_is_put_once_is_taken_once"),
+        (Defect::KeepsValues, "a_value_that_is_put_once_expires"),
+        (Defect::BeginsASecondTime, "an_open_journal_is_active_until_it_is_closed"),
+        (Defect::ReplacesNoClosedJournal, "one_of_many_simultaneous_writers_replaces_a_closed_journal"),
+        (Defect::AppendsAnywhere, "an_append_that_does_not_fit_is_a_conflict"),
+        (Defect::AppendsAnywhere, "one_of_several_simultaneous_appends_with_one_number_succeeds"),
+        (Defect::RejectsRepeats, "repeated_calls_have_their_effect_once"),
+        (Defect::ReadsAnyJournal, "a_closed_journal_is_replaced_by_the_next_one"),
+        (Defect::ReadsAllEntries, "a_journal_is_read_in_pages_of_limited_size"),
+        (Defect::ForgetsNoJournal, "a_closed_journal_is_forgotten_after_its_time"),
+        (Defect::RejectsALongTime, "a_journal_may_be_closed_for_any_time"),
+        (Defect::HasOneJournal, "journals_of_two_keys_are_independent"),
+        (Defect::ReadsKeysInLowerCase, "keys_and_entries_may_have_any_bytes"),
+    ] {
+        let logs = Logs::<Memory>::default();
+        let (rules, failure) =
+            broken_rules(|name| Defective { memory: logs.log(name), defect, has_stream: Arc::default() }).await;
+        assert!(rules.iter().any(|broken| broken == rule), "{defect:?}: {failure}");
+    }
+}
