@@ -79,6 +79,7 @@ const METHOD_FILES: &[&str] = &[
     "hub/command",
     "hub/inner",
     "hub/inspect",
+    "hub/leftovers",
     "hub/membership/audience",
     "hub/membership/changes",
     "hub/presence",

@@ -28,6 +28,8 @@ mod connection;
 mod departures;
 mod inner;
 mod inspect;
+#[cfg(feature = "test-kit")]
+pub(crate) mod leftovers;
 mod membership;
 mod observe;
 mod peers;

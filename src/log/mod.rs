@@ -531,6 +531,15 @@ impl Log {
         self.deferred.wake_batch(now)
     }
 
+    /// Returns the address of each channel, with the number of its listeners and whether it retains
+    /// records or current values.
+    #[cfg(feature = "test-kit")]
+    pub(crate) fn channels(&self) -> Vec<(Address, usize, bool)> {
+        let sequencer = self.sequencer.lock();
+        let retains = |channel: &Channel| !channel.store.lock().is_empty();
+        sequencer.all().map(|channel| (channel.address.clone(), channel.listening(), retains(channel))).collect()
+    }
+
     pub(crate) fn usage(&self) -> Usage {
         self.sequencer.lock().usage()
     }

@@ -296,7 +296,7 @@ impl Sequencer {
     }
 
     /// Returns all channels in the order of their numbers.
-    fn all(&self) -> impl Iterator<Item = &Arc<Channel>> {
+    pub(super) fn all(&self) -> impl Iterator<Item = &Arc<Channel>> {
         self.numbers.iter().flatten()
     }
 

@@ -8,6 +8,7 @@ mod kit;
 mod client;
 mod contract;
 mod faulty_log;
+mod leaks;
 
 use std::panic::AssertUnwindSafe;
 

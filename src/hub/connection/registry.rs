@@ -224,6 +224,23 @@ impl Registry {
         table.users.get(user).is_some_and(|user| !user.handles.is_empty() || was_recent(user))
     }
 
+    /// Returns the number of connections that limits count by a key, and the number of connections
+    /// in the order of their age.
+    #[cfg(feature = "test-kit")]
+    pub(in crate::hub) fn indexed(&self) -> (usize, usize) {
+        let table = self.table.lock();
+        (table.by_key.values().map(SmallVec::len).sum(), table.by_age.len())
+    }
+
+    /// Returns the users, each with the number of connections and whether the registry will forget
+    /// the user after the grace period.
+    #[cfg(feature = "test-kit")]
+    pub(in crate::hub) fn all_users(&self) -> Vec<(UserId, usize, bool)> {
+        let table = self.table.lock();
+        let state = |(name, user): (&UserId, &User)| (name.clone(), user.handles.len(), user.idle_since.is_some());
+        table.users.iter().map(state).collect()
+    }
+
     /// Returns the number of users in the registry, including those within their grace period.
     pub(in crate::hub) fn users(&self) -> usize {
         self.table.lock().users.len()

@@ -153,6 +153,15 @@ impl Transports {
         }
     }
 
+    /// Returns the number of streams that open sockets carry, and the number of bodies that wait for
+    /// a socket.
+    #[cfg(feature = "test-kit")]
+    pub(in crate::hub) fn streams(&self) -> (usize, usize) {
+        let table = self.table.lock();
+        let streams = table.all.values().map(|transport| transport.streams.load(Ordering::Acquire)).sum();
+        (streams, table.all.values().map(|transport| transport.bodies.lock().len()).sum())
+    }
+
     /// Removes a socket that was closed, and wakes the bodies that wait for it.
     pub(crate) fn close(&self, transport: &Transport, task: Option<task::Id>) {
         let mut table = self.table.lock();

@@ -122,6 +122,14 @@ impl Roster {
         self.members.get(topic).into_iter().flatten()
     }
 
+    /// Returns the members of all topics, each with the number of connections.
+    #[cfg(feature = "test-kit")]
+    pub(in crate::hub) fn all(&self) -> impl Iterator<Item = (&Topic, &UserId, usize)> {
+        self.members
+            .iter()
+            .flat_map(|(topic, members)| members.iter().map(move |(user, member)| (topic, user, member.connections)))
+    }
+
     #[cfg(test)]
     fn is_empty(&self) -> bool {
         self.members.is_empty()

@@ -230,6 +230,12 @@ impl RunContent {
         self.state.lock().listeners.remove(&id);
     }
 
+    /// Returns the number of streams that read the run.
+    #[cfg(feature = "test-kit")]
+    pub(in crate::hub) fn listening(&self) -> usize {
+        self.state.lock().listeners.len()
+    }
+
     /// Asks the writer to stop.
     pub(in crate::hub) fn ask_to_stop(&self) {
         self.signals.send_modify(|signals| signals.stop = true);

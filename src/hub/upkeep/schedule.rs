@@ -72,6 +72,15 @@ impl Rechecks {
     }
 }
 
+#[cfg(feature = "test-kit")]
+impl Rechecks {
+    /// Returns the number of scheduled and running checks.
+    pub(in crate::hub) fn len(&self) -> usize {
+        let schedule = self.schedule.lock();
+        schedule.due.len() + schedule.running.len()
+    }
+}
+
 impl Schedule {
     pub(super) fn is_empty(&self) -> bool {
         self.due.is_empty() && self.running.is_empty()
