@@ -263,7 +263,7 @@
 //! | `openapi` | no | `StreamSchema`: a stream with its events in an OpenAPI document. Depends on utoipa | 14 |
 //! | `redis` | no | `backplane::Redis`: several instances through a Redis server | 59 |
 //! | `takeover` | no | `SseIo::take_over` and `Hub::listener_with_takeover`: less memory for idle streams, on Unix | 9 |
-//! | `test-kit` | no | `test_kit::TestClient`: a client for the tests of applications | 12 |
+//! | `test-kit` | no | `test_kit`: a client, a log with faults and checks, for the tests of applications | 12 |
 //! | `typescript` | no | `TypeScript`: a module with the types of the events, for pages. Depends on ts-rs | 14 |
 //! | `uuid` | no | conversions from `Uuid` to `Topic` and `UserId` | 10 |
 

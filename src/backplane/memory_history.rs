@@ -4,7 +4,7 @@
 use std::collections::btree_set::BTreeSet;
 
 use super::memory::Memory;
-use super::{Answer, Stored};
+use super::{Answer, JournalPage, Stored};
 
 impl Memory {
     /// Returns a separate log with a copy of all data.
@@ -42,6 +42,16 @@ impl Memory {
         let mut log = self.shared.log.lock();
         log.records.clear();
         log.last = last;
+    }
+
+    /// Returns the current journal of a key with all entries.
+    pub(crate) fn journal(&self, key: &str) -> Option<JournalPage> {
+        self.shared.journals.lock().read(key, None, 0, usize::MAX)
+    }
+
+    /// Removes the newest entries of the current journal of a key.
+    pub(crate) fn roll_back_journal(&self, key: &str, entries: usize) {
+        self.shared.journals.lock().roll_back(key, entries);
     }
 
     /// Returns the number of the newest record.

@@ -61,6 +61,18 @@ impl MemoryJournals {
         JournalAppend::Appended
     }
 
+    /// Removes the newest entries of the current journal of a key, and opens the journal. Forgets a
+    /// journal without entries.
+    #[cfg(feature = "test-kit")]
+    pub(super) fn roll_back(&mut self, key: &str, entries: usize) {
+        let Some(journal) = self.0.get_mut(key) else { return };
+        journal.entries.truncate(journal.entries.len().saturating_sub(entries));
+        journal.is_closed = false;
+        if journal.entries.is_empty() {
+            self.0.remove(key);
+        }
+    }
+
     pub(super) fn read(&self, key: &str, id: Option<JournalId>, after: u64, max_bytes: usize) -> Option<JournalPage> {
         let journal = self.0.get(key).filter(|journal| journal.until > Instant::now())?;
         if id.is_some_and(|id| id != journal.id) {

@@ -21,12 +21,12 @@ impl Hub {
         note_count(&mut lines, by_age, "connections that count for the limit in total");
         for (user, connections, is_forgotten) in self.registry().all_users() {
             if connections > 0 || !is_forgotten {
-                lines.push(format!("the user {user} with {connections} connections, who is not forgotten"));
+                lines.push(format!("the user {user}, who is not forgotten (connections: {connections})"));
             }
         }
         for (topic, user, connections) in self.inner.presences.roster.lock().all() {
             if connections > 0 {
-                lines.push(format!("the member {user} of the topic {topic} with {connections} connections"));
+                lines.push(format!("the member {user} of the topic {topic} (connections: {connections})"));
             }
         }
         for (address, listeners, _) in self.log().channels() {
@@ -83,7 +83,7 @@ impl WeakHub {
     pub(crate) fn owners(&self) -> Vec<String> {
         let owners = self.0.strong_count();
         let Some(inner) = self.0.upgrade() else { return Vec::new() };
-        let mut lines = vec![format!("{owners} clones of the hub, in handles, layers, streams or tasks")];
+        let mut lines = vec![format!("clones of the hub, in handles, layers, streams or tasks: {owners}")];
         lines.extend(Hub { inner }.connection_state());
         lines
     }
@@ -91,7 +91,7 @@ impl WeakHub {
 
 fn note_count(lines: &mut Vec<String>, count: usize, what: &str) {
     if count > 0 {
-        lines.push(format!("{count} {what}"));
+        lines.push(format!("{what}: {count}"));
     }
 }
 

@@ -53,7 +53,7 @@ pub enum Operation {
 /// | Fault | Delivery |
 /// |---|---|
 /// | `Unavailable`, `Rejected` | the stream ends with this error, and the next stream delivers again |
-/// | `LoseRequest`, `LoseAnswer`, `Late` | the stream leaves the batch or the message out, and continues |
+/// | `LoseRequest`, `LoseAnswer`, `LoseEffect`, `Late` | the stream leaves the batch or the message out, and continues |
 /// | `Duplicate` | the stream yields the batch or the message twice |
 /// | `Delay`, `HoldRequest`, `HoldAnswer` | the delivery, and the ones after it, wait |
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -70,6 +70,9 @@ pub enum Fault {
     /// The request has its effect, and the answer is lost. The caller receives an
     /// [unknown](BackplaneError::is_unknown) error.
     LoseAnswer,
+    /// The broker confirms the request and then loses its effect, as in a failover to a replica that
+    /// is behind. The caller takes the request for successful.
+    LoseEffect,
     /// The broker receives the request twice, as if a client had repeated it. So an append without
     /// an idempotency key appends its records twice.
     Duplicate,

@@ -94,7 +94,7 @@ impl FaultyLog {
     }
 
     /// Returns a separate log with a copy of all data: records, current values, journals, control
-    /// messages and idempotency keys. The copy has no faults.
+    /// messages and idempotency keys. The copy has no faults, and hides no records.
     #[must_use]
     pub fn backup(&self) -> Self {
         let shared = Shared { memory: self.shared.memory.backup(), ..Shared::default() };
@@ -139,6 +139,20 @@ impl FaultyLog {
     #[must_use]
     pub fn last(&self) -> u64 {
         self.shared.memory.last()
+    }
+
+    /// Returns the current journal of a key with all entries, or `None` if the key has none: what
+    /// the broker has stored of a run. The faults do not apply.
+    #[must_use]
+    pub fn journal(&self, key: &str) -> Option<JournalPage> {
+        self.shared.memory.journal(key)
+    }
+
+    /// Removes the newest entries of the current journal of a key, at most this number, and opens
+    /// the journal again, as a broker that was restored from a backup. A journal without entries is
+    /// forgotten.
+    pub fn roll_back_journal(&self, key: &str, entries: usize) {
+        self.shared.memory.roll_back_journal(key, entries);
     }
 
     fn change(&self, change: impl FnOnce(&Memory)) {
@@ -187,6 +201,8 @@ impl LogConnection {
                 let _ = effect(&self.log).await;
                 Err(BackplaneError::unknown("the test has lost the answer"))
             }
+            // The effect is in a copy of the data, which is dropped.
+            Some(Fault::LoseEffect) => effect(&self.log.backup()).await,
             Some(Fault::Duplicate) => {
                 let _ = effect(&self.log).await;
                 effect(&self.log).await
@@ -227,7 +243,7 @@ impl LogConnection {
             None => {}
             Some(Fault::Unavailable) => return Err(unavailable()),
             Some(Fault::Rejected) => return Err(rejected()),
-            Some(Fault::LoseRequest | Fault::LoseAnswer | Fault::Late) => return Ok(0),
+            Some(Fault::LoseRequest | Fault::LoseAnswer | Fault::LoseEffect | Fault::Late) => return Ok(0),
             Some(Fault::Duplicate) => return Ok(2),
             Some(Fault::Delay(time)) => tokio::time::sleep(time).await,
             Some(Fault::HoldRequest | Fault::HoldAnswer) => self.both().hold().await,

@@ -1,8 +1,16 @@
 //! Tools for the tests of applications. This module needs the feature `test-kit`.
 //!
-//! A [`TestClient`] reads a stream of any tower service, for example of an axum `Router`, without a
-//! socket. Each of its methods has a time limit, and panics with a description of what has arrived
-//! instead. So a missing event fails the test in time.
+//! - A [`TestClient`] reads a stream of any tower service, for example of an axum `Router`, without
+//!   a socket.
+//! - A [`FaultyLog`] is a shared log for several hubs, whose faults a test scripts.
+//! - [`assert_no_leaks`], [`assert_forgets_all`] and [`assert_freed`] check that a hub has released
+//!   the state of closed streams, everything that it keeps for a limited time, and itself.
+//! - [`check_backplane`] checks that an adapter keeps the contract of
+//!   [`Backplane`](crate::backplane::Backplane).
+//!
+//! Each method that waits for an event or a state has a time limit, and panics with a description of
+//! what has arrived or what is left. So a missing event fails the test in time. All of them work
+//! with tokio's paused clock, in which a time limit costs no real time.
 //!
 //! ```
 //! # #[cfg(all(feature = "axum", feature = "derive"))]

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use futures::{FutureExt, StreamExt};
 use tokio::time::Instant;
-use tower_sse::backplane::{Backplane, Begun, JournalAppend, Journals, NewRecord};
+use tower_sse::backplane::{Backplane, Begun, JournalAppend, Journals, NewRecord, Value};
 use tower_sse::test_kit::{Fault, FaultyLog, LogConnection, Operation};
 use tower_sse::{
     Disconnect, EndReason, Event, GapReason, Hub, NextEventError, PublishError, Retention, Subscriber, SubscriberItem,
@@ -180,6 +180,39 @@ async fn a_duplicate_request_has_its_effect_twice() {
     assert_eq!(appended, JournalAppend::Appended);
 }
 
+/// The broker fails over to a replica that does not have the record.
+#[tokio::test(start_paused = true)]
+async fn a_request_whose_effect_is_lost_is_successful_for_its_caller() {
+    let log = FaultyLog::new();
+    let connection = log.connect();
+    let mut messages = connection.listen(None);
+    connection.faults().next(Operation::Append, Fault::LoseEffect);
+    connection.faults().next(Operation::Broadcast, Fault::LoseEffect);
+    assert_eq!(soon(connection.append(record("lost"), None)).await[0].as_ref().unwrap().sequence, 1);
+    soon(connection.broadcast("lost".into())).await.unwrap();
+    assert_eq!(log.last(), 0);
+    assert!(messages.next().now_or_never().is_none());
+    assert_eq!(soon(connection.append(record("next"), None)).await[0].as_ref().unwrap().sequence, 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_journal_that_is_rolled_back_is_open_and_shorter() {
+    let log = FaultyLog::new();
+    let connection = log.connect();
+    let Begun::New(id) = soon(connection.begin_journal("answers/7", "1".into())).await.unwrap() else { panic!() };
+    let keep = Some(Duration::from_secs(60));
+    soon(connection.append_journal("answers/7", id, 1, "2".into(), keep)).await.unwrap();
+    let journal = log.journal("answers/7").unwrap();
+    assert_eq!((journal.entries.len(), journal.is_closed), (2, true));
+    log.roll_back_journal("answers/7", 1);
+    let journal = log.journal("answers/7").unwrap();
+    assert_eq!((journal.entries, journal.is_closed), (vec!["1".into()], false));
+    let appended = soon(connection.append_journal("answers/7", id, 1, "other".into(), None)).await.unwrap();
+    assert_eq!(appended, JournalAppend::Appended);
+    log.roll_back_journal("answers/7", usize::MAX);
+    assert_eq!(log.journal("answers/7"), None);
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_condition_limits_a_fault_to_some_requests() {
     let log = FaultyLog::new().connect();
@@ -337,6 +370,21 @@ async fn a_log_that_is_rolled_back_is_one_gap() {
     assert_eq!(headline(&mut page).await, "1");
     post(&pair.one, "4").await.unwrap();
     assert_eq!(headline(&mut page).await, "4");
+}
+
+/// Otherwise the publisher of a lost record could not publish it again.
+#[tokio::test(start_paused = true)]
+async fn a_log_that_is_rolled_back_forgets_the_keys_and_values_of_lost_records() {
+    let log = FaultyLog::new();
+    let connection = log.connect();
+    let mut lost = NewRecord::new("lost".into());
+    lost.idempotency_key = Some("key".into());
+    lost.values = vec![Value::new("boiler", false)];
+    soon(connection.append(vec![lost.clone()], None)).await;
+    log.roll_back(1);
+    assert_eq!(soon(connection.values()).await.unwrap(), []);
+    assert_eq!(soon(connection.append(vec![lost], None)).await[0].as_ref().unwrap().sequence, 1);
+    assert_eq!(soon(connection.range(0, 10)).await.unwrap().len(), 1);
 }
 
 #[tokio::test(start_paused = true)]
