@@ -6,11 +6,11 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures::StreamExt;
 use tower_sse::backplane::{Backplane, Memory, Nats, Redis};
+use tower_sse::test_kit::FaultyLog;
 use tower_sse::{
     Cursor, Disconnect, EndReason, Event, Hub, HubBuilder, Subscriber, SubscriberItem, Subscription, TopicFilter,
 };
 
-use crate::faulty::Faulty;
 use crate::kit::{soon, until};
 use crate::nats_server::NatsServer;
 use crate::reached::Reached;
@@ -243,10 +243,10 @@ async fn first_event_to_a_connection_counts_its_stream() {
 
 #[tokio::test]
 async fn join_over_the_limit_reports_the_limit_when_the_broker_is_away() {
-    let log = Faulty::new(1, 0);
-    let hub = start(builder().max_topics(1), log.clone()).await;
+    let log = FaultyLog::new();
+    let hub = start(builder().max_topics(1), log.connect()).await;
     let page = listen(&hub, "ada", "news");
-    log.set_away(true);
+    log.faults().cut();
     let error = soon(hub.connection(page.connection()).join("other").into_future()).await.unwrap_err();
     assert!(!error.is_unavailable(), "{error}");
 }

@@ -24,22 +24,16 @@ pub(crate) struct Faulty {
     faults: u64,
     /// While the broker is away, requests return an error.
     away: Arc<AtomicBool>,
-    /// While set, an open tail that has a record to deliver stalls for good.
-    mute: Arc<AtomicBool>,
 }
 
 impl Faulty {
     pub(crate) fn new(seed: u64, faults: u64) -> Self {
         let random = Arc::new(AtomicU64::new(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1));
-        Self { inner: Memory::new(), random, faults, away: Arc::default(), mute: Arc::default() }
+        Self { inner: Memory::new(), random, faults, away: Arc::default() }
     }
 
     pub(crate) fn set_away(&self, away: bool) {
         self.away.store(away, Ordering::SeqCst);
-    }
-
-    pub(crate) fn set_mute(&self, mute: bool) {
-        self.mute.store(mute, Ordering::SeqCst);
     }
 
     fn below(&self, limit: u64) -> u64 {
@@ -159,9 +153,6 @@ impl Backplane for Faulty {
                 if let Err(error) = this.pass().await {
                     yield Err(error);
                     return;
-                }
-                if this.mute.load(Ordering::SeqCst) {
-                    std::future::pending::<()>().await;
                 }
                 match this.below(1000) {
                     n if n < this.faults => batch.reverse(),

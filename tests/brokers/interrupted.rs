@@ -5,13 +5,11 @@ use std::time::Duration;
 
 use futures::StreamExt;
 use http::Request;
-use http_body_util::BodyExt;
-use tower::ServiceExt;
 use tower_sse::backplane::{Backplane, Memory};
-use tower_sse::test_kit::{Call, Fault, FaultyLog, LogConnection, Operation};
+use tower_sse::test_kit::{Call, Fault, FaultyLog, LogConnection, Operation, TestClient};
 use tower_sse::{
-    Disconnect, Event, Hub, HubBuilder, Position, Public, Retention, Subscriber, SubscriberItem, Subscription,
-    TopicFilter,
+    Disconnect, Event, Hub, HubBuilder, Position, Public, Retention, SseEndpoint, Subscriber, SubscriberItem,
+    Subscription, TopicFilter,
 };
 
 use crate::kit::{soon, until};
@@ -29,6 +27,13 @@ async fn start(log: impl Backplane) -> Hub {
     let hub = builder().backplane(log).build().unwrap();
     until(|| hub.is_ready()).await;
     hub
+}
+
+/// Opens the page of topic `a` with a last event id, which may be empty.
+async fn open(hub: &Hub, last_event_id: &str) -> TestClient<SseEndpoint, ()> {
+    let request = Request::get("/?topic=a").header("last-event-id", last_event_id).body(()).unwrap();
+    let page = TestClient::open(&hub.endpoint(Public::topics(TopicFilter::any())), request).await.unwrap();
+    page.time_limit(Duration::from_secs(3600))
 }
 
 async fn publish(hub: &Hub, topic: &str, count: u32) {
@@ -59,9 +64,8 @@ fn within(limit: Duration, test: impl FnOnce() + Send + 'static) {
 }
 
 async fn count_events(stream: &mut Subscriber, expected: usize) {
-    let mut count = 0;
-    while count < expected {
-        count += usize::from(matches!(soon(stream.next()).await.unwrap(), SubscriberItem::Event(_)));
+    for _ in 0..expected {
+        soon(stream.next_event()).await.unwrap();
     }
 }
 
@@ -206,17 +210,9 @@ async fn a_stream_that_waits_for_older_records_is_not_live() {
     publish(&hub, "a", 100).await;
     caught_up(&hub, 100).await;
     log.faults().every(Operation::Range, Fault::HoldRequest);
-    let request = Request::get("/?topic=a").header("last-event-id", begin.to_string()).body(()).unwrap();
-    let response = soon(hub.endpoint(Public::topics(TopicFilter::any())).oneshot(request)).await.unwrap();
-    let mut body = Box::pin(response.into_body());
-    let mut text = String::new();
-    while let Ok(Some(Ok(frame))) = tokio::time::timeout(Duration::from_secs(20), body.frame()).await {
-        text += std::str::from_utf8(&frame.into_data().unwrap()).unwrap();
-        if text.len() > 2_000 {
-            break;
-        }
-    }
-    assert!(!text.contains("hub.live"), "{text}");
+    let mut page = open(&hub, &begin.to_string()).await;
+    let live = async { while page.next().await.is_some_and(|event| event.name != "hub.live") {} };
+    assert!(tokio::time::timeout(Duration::from_secs(60), live).await.is_err());
 }
 
 /// The broker is away, and the stream waits for a block.
@@ -230,16 +226,7 @@ async fn a_stream_that_waits_for_an_unavailable_broker_receives_stale() {
     caught_up(&hub, 100).await;
     log.faults().cut();
     tokio::time::sleep(Duration::from_secs(10)).await;
-    let request = Request::get("/?topic=a").header("last-event-id", begin.to_string()).body(()).unwrap();
-    let response = soon(hub.endpoint(Public::topics(TopicFilter::any())).oneshot(request)).await.unwrap();
-    let mut body = Box::pin(response.into_body());
-    let mut text = String::new();
-    for _ in 0..6 {
-        if let Ok(Some(Ok(frame))) = tokio::time::timeout(Duration::from_secs(20), body.frame()).await {
-            text += std::str::from_utf8(&frame.into_data().unwrap()).unwrap();
-        }
-    }
-    assert!(text.contains("hub.stale"), "{text}");
+    open(&hub, &begin.to_string()).await.expect_event("hub.stale").await;
 }
 
 /// The last state that a page receives is its true state. A page that connects while the broker is
@@ -252,22 +239,15 @@ async fn a_page_that_connects_without_a_broker_receives_stale_after_live() {
     until(|| hub.is_ready()).await;
     log.faults().cut();
     until(|| !hub.is_ready()).await;
-    let request = Request::get("/?topic=a").body(()).unwrap();
-    let response = soon(hub.endpoint(Public::topics(TopicFilter::any())).oneshot(request)).await.unwrap();
-    let mut body = Box::pin(response.into_body());
-    let mut text = String::new();
-    let mut frames = async |text: &mut String, seconds: u64| {
-        let until = tokio::time::Instant::now() + Duration::from_secs(seconds);
-        while let Ok(Some(Ok(frame))) = tokio::time::timeout_at(until, body.frame()).await {
-            *text += std::str::from_utf8(&frame.into_data().unwrap()).unwrap();
-        }
-    };
-    let last =
-        |text: &str| text.lines().filter_map(|line| line.strip_prefix("event: ")).next_back().unwrap().to_owned();
-    frames(&mut text, 300).await;
-    assert_eq!(last(&text), "hub.stale", "{text}");
-    assert_eq!(text.matches("hub.live").count(), 1, "{text}");
+    let mut page = open(&hub, "").await;
+    for name in ["hub.hello", "hub.live", "hub.stale"] {
+        assert_eq!(page.next().await.unwrap().name, name);
+    }
+    let next = tokio::time::timeout(Duration::from_secs(300), page.next()).await;
+    assert!(next.is_err(), "{next:?}");
     log.faults().heal();
-    frames(&mut text, 30).await;
-    assert_eq!(last(&text), "hub.live", "{text}");
+    // The visible heartbeat is `hub.live` too.
+    for _ in 0..3 {
+        assert_eq!(page.next().await.unwrap().name, "hub.live");
+    }
 }

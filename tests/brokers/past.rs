@@ -5,6 +5,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use tower_sse::backplane::{Backplane, LogLimits, Memory, Redis};
+use tower_sse::test_kit::FaultyLog;
 use tower_sse::{
     Cursor, Event, Hub, HubBuilder, Position, Retention, Subscriber, SubscriberItem, Subscription, TopicFilter,
 };
@@ -151,18 +152,18 @@ async fn trimmed_records_of_the_broker_are_one_gap_and_the_rest_arrives() {
 /// The broker is away during a backfill. The stream waits, and then receives every record.
 #[tokio::test]
 async fn backfill_waits_for_a_broker_that_is_away() {
-    let log = crate::faulty::Faulty::new(7, 0);
-    let one = start(log.clone()).await;
+    let log = FaultyLog::new();
+    let one = start(log.connect()).await;
     let begin = one.position();
     publish(&one, &["a"], 0..3_000).await;
     until(|| number(one.position()) == number(begin) + 3_000).await;
     let mut stream = open(&one, &["a"], begin);
-    log.set_away(true);
+    log.faults().cut();
     let mut received = Vec::new();
     while received.len() < 3_000 {
         let next = tokio::time::timeout(Duration::from_millis(300), stream.next()).await;
         match next {
-            Err(_) => log.set_away(false),
+            Err(_) => log.faults().heal(),
             Ok(Some(SubscriberItem::Event(event))) => received.push((event.data, event.position)),
             Ok(Some(SubscriberItem::Gap { reason, .. })) => panic!("a gap without loss: {reason}"),
             Ok(_) => {}

@@ -7,12 +7,13 @@ use std::time::Duration;
 
 use http_body_util::BodyExt;
 use tokio::time::{Instant, sleep};
+use tower_sse::test_kit::Fault;
 use tower_sse::{
     EndReason, Event, Hub, Position, Run, RunEnd, RunState, RunWriter, StreamRequest, Subscriber, SubscriberItem,
     Subscription,
 };
 
-use crate::journal_faults::{Fault, FaultyJournals, Journal};
+use crate::journal_faults::{Broker, Journal};
 use crate::kit::{soon, until};
 
 const NAME: &str = "answers/7";
@@ -23,16 +24,16 @@ const PUBLISH_TIMEOUT: Duration = Duration::from_secs(2);
 /// A time after which an instance has processed every message and every piece of work.
 const SETTLED: Duration = Duration::from_secs(5);
 
-async fn start(log: &FaultyJournals) -> Hub {
+async fn start(log: &Broker) -> Hub {
     let builder = Hub::builder().publish_timeout(PUBLISH_TIMEOUT).peer_timeout(LEASE);
-    let hub = builder.backplane(log.clone()).build().unwrap();
+    let hub = builder.backplane(log.connection.clone()).build().unwrap();
     until(|| hub.is_ready()).await;
     hub
 }
 
 /// Two instances of one broker, and the requests of each.
-async fn two() -> (FaultyJournals, Hub, FaultyJournals, Hub) {
-    let log = FaultyJournals::default();
+async fn two() -> (Broker, Hub, Broker, Hub) {
+    let log = Broker::new();
     let other = log.other();
     let (one, two) = (start(&log).await, start(&other).await);
     (log, one, other, two)
@@ -93,9 +94,9 @@ async fn until_ended(hub: &Hub, end: RunEnd) {
     }
 }
 
-async fn closed(log: &FaultyJournals) -> Journal {
-    until(|| log.store.journal(NAME).is_some_and(|journal| journal.is_closed)).await;
-    log.store.journal(NAME).unwrap()
+async fn closed(log: &Broker) -> Journal {
+    until(|| log.journal(NAME).is_some_and(|journal| journal.is_closed())).await;
+    log.journal(NAME).unwrap()
 }
 
 fn status(hub: &Hub, reader: tower_sse::RunReader, cursor: Position) -> u16 {
@@ -112,9 +113,14 @@ fn event_source() -> StreamRequest {
 
 #[tokio::test(start_paused = true)]
 async fn a_begin_that_is_repeated_begins_one_run() {
-    use Fault::{LostAnswer, LostRequest, Refused, Twice};
-    let cases: [&[Fault]; 5] =
-        [&[LostAnswer], &[LostAnswer, LostRequest, LostAnswer], &[Refused, Refused], &[Twice], &[LostRequest, Twice]];
+    use Fault::{Duplicate, LoseAnswer, LoseRequest, Unavailable};
+    let cases: [&[Fault]; 5] = [
+        &[LoseAnswer],
+        &[LoseAnswer, LoseRequest, LoseAnswer],
+        &[Unavailable, Unavailable],
+        &[Duplicate],
+        &[LoseRequest, Duplicate],
+    ];
     for faults in cases {
         let (log, one, _, two) = two().await;
         log.faults.begin(faults.iter().copied());
@@ -123,16 +129,16 @@ async fn a_begin_that_is_repeated_begins_one_run() {
         writer.publish(event("0")).await.unwrap();
         writer.finish().await.unwrap();
         sleep(SETTLED).await;
-        let journal = log.store.journal(NAME).unwrap();
+        let journal = log.journal(NAME).unwrap();
         assert_eq!((journal.events(), journal.end().unwrap()), (vec!["0".to_owned()], "finished".to_owned()));
     }
 }
 
 #[tokio::test(start_paused = true)]
 async fn an_append_that_is_repeated_appends_its_event_once() {
-    use Fault::{Late, LostAnswer, LostRequest, Refused, Twice};
+    use Fault::{Duplicate, Late, LoseAnswer, LoseRequest, Unavailable};
     let cases: [&[Fault]; 6] =
-        [&[LostAnswer], &[LostRequest, LostAnswer], &[Refused], &[Twice], &[Late], &[LostAnswer, Twice]];
+        [&[LoseAnswer], &[LoseRequest, LoseAnswer], &[Unavailable], &[Duplicate], &[Late], &[LoseAnswer, Duplicate]];
     for faults in cases {
         let (log, one, _, two) = two().await;
         let writer = begin(&one).await;
@@ -146,7 +152,7 @@ async fn an_append_that_is_repeated_appends_its_event_once() {
         writer.finish_with(event("4")).await.unwrap();
         sleep(SETTLED).await;
         let expected = ["0", "1", "2", "3", "4"].map(str::to_owned).to_vec();
-        assert_eq!(log.store.journal(NAME).unwrap().events(), expected, "{faults:?}");
+        assert_eq!(log.journal(NAME).unwrap().events(), expected, "{faults:?}");
         assert_eq!(read(stream).await, (expected, EndReason::Finished), "{faults:?}");
     }
 }
@@ -154,9 +160,9 @@ async fn an_append_that_is_repeated_appends_its_event_once() {
 /// The next publish completes the dropped one, if the dropped one has sent its event.
 #[tokio::test(start_paused = true)]
 async fn a_publish_that_is_dropped_keeps_the_order_and_doubles_nothing() {
-    use Fault::{HeldAnswer, HeldRequest, Late, LostAnswer, LostRequest, Refused};
+    use Fault::{HoldAnswer, HoldRequest, Late, LoseAnswer, LoseRequest, Unavailable};
     let cases: [&[Fault]; 7] =
-        [&[], &[LostAnswer; 2], &[LostRequest; 2], &[Refused; 2], &[Late], &[HeldAnswer], &[HeldRequest]];
+        [&[], &[LoseAnswer; 2], &[LoseRequest; 2], &[Unavailable; 2], &[Late], &[HoldAnswer], &[HoldRequest]];
     for faults in cases {
         for polls in 0..16 {
             let (log, one, _, two) = two().await;
@@ -164,10 +170,9 @@ async fn a_publish_that_is_dropped_keeps_the_order_and_doubles_nothing() {
             writer.publish(event("0")).await.unwrap();
             log.faults.append(faults.iter().copied());
             let was_ready = drop_after(polls, writer.publish(event("1"))).await;
-            if faults != [Late] {
-                log.faults.release();
-            }
-            let number = soon(writer.publish(event("2"))).await.unwrap();
+            let next = soon(writer.publish(event("2")));
+            let next = if faults == [Late] { next.await } else { log.faults.released_during(next).await };
+            let number = next.unwrap();
             log.faults.release();
             sleep(SETTLED).await;
             assert_eq!(writer.publish(event("3")).await.unwrap(), number + 1);
@@ -179,7 +184,7 @@ async fn a_publish_that_is_dropped_keeps_the_order_and_doubles_nothing() {
                 1 => assert!(!was_ready && texts == ["0", "2", "3"], "{faults:?}, {polls} polls: {texts:?}"),
                 _ => assert_eq!((texts, number), (vec!["0", "1", "2", "3"], 2), "{faults:?}, {polls} polls"),
             }
-            assert_eq!((log.store.journal(NAME).unwrap().events(), end), (events, EndReason::Finished));
+            assert_eq!((log.journal(NAME).unwrap().events(), end), (events, EndReason::Finished));
         }
     }
 }
@@ -189,14 +194,14 @@ async fn a_publish_that_is_dropped_keeps_the_order_and_doubles_nothing() {
 async fn an_event_behind_an_unknown_one_is_certainly_not_published() {
     let (log, one, _, _) = two().await;
     let writer = begin(&one).await;
-    log.faults.set_silent(true);
+    log.faults.set_silent();
     assert!(soon(writer.publish(event("0"))).await.unwrap_err().is_unknown());
     let error = soon(writer.publish(event("1"))).await.unwrap_err();
     assert!(error.is_unavailable() && !error.is_unknown(), "{error}");
     log.faults.set_away(false);
     assert_eq!(writer.publish(event("1")).await.unwrap(), 1);
     writer.finish().await.unwrap();
-    assert_eq!(log.store.journal(NAME).unwrap().events(), ["0", "1"]);
+    assert_eq!(log.journal(NAME).unwrap().events(), ["0", "1"]);
 }
 
 /// The outcome of the first publish is unknown, and the broker is then away: the writer must not
@@ -207,15 +212,15 @@ async fn an_event_with_an_unknown_outcome_is_completed_after_the_broker_was_away
         let (log, one, _, _) = two().await;
         let writer = begin(&one).await;
         if is_dropped {
-            log.faults.append([Fault::HeldAnswer]);
+            log.faults.append([Fault::HoldAnswer]);
             assert!(!drop_after(4, writer.publish(event("0"))).await);
             log.faults.set_away(true);
         } else {
-            log.faults.append([Fault::LostAnswer]);
+            log.faults.append([Fault::LoseAnswer]);
             let publish = writer.publish(event("0"));
             let mut publish = pin!(publish);
             // The answer is lost, and then the broker is away.
-            while log.store.journal(NAME).unwrap().events().is_empty() {
+            while log.journal(NAME).unwrap().events().is_empty() {
                 assert!(futures::poll!(&mut publish).is_pending());
                 tokio::task::yield_now().await;
             }
@@ -228,15 +233,15 @@ async fn an_event_with_an_unknown_outcome_is_completed_after_the_broker_was_away
         log.faults.set_away(false);
         assert_eq!(soon(writer.publish(event("1"))).await.unwrap(), 1);
         writer.finish().await.unwrap();
-        assert_eq!(log.store.journal(NAME).unwrap().events(), ["0", "1"]);
+        assert_eq!(log.journal(NAME).unwrap().events(), ["0", "1"]);
     }
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_begin_that_is_dropped_leaves_no_active_run() {
-    use Fault::{HeldAnswer, HeldRequest, Late, LostAnswer, LostRequest, Refused};
+    use Fault::{HoldAnswer, HoldRequest, Late, LoseAnswer, LoseRequest, Unavailable};
     let cases: [&[Fault]; 7] =
-        [&[], &[LostAnswer; 2], &[LostRequest; 2], &[Refused; 2], &[Late], &[HeldAnswer], &[HeldRequest]];
+        [&[], &[LoseAnswer; 2], &[LoseRequest; 2], &[Unavailable; 2], &[Late], &[HoldAnswer], &[HoldRequest]];
     for faults in cases {
         for polls in 0..12 {
             let (log, one, _, two) = two().await;
@@ -245,7 +250,7 @@ async fn a_begin_that_is_dropped_leaves_no_active_run() {
             sleep(SETTLED).await;
             log.faults.release();
             sleep(SETTLED).await;
-            let is_open = log.store.journal(NAME).is_some_and(|journal| !journal.is_closed);
+            let is_open = log.journal(NAME).is_some_and(|journal| !journal.is_closed());
             assert!(!is_open || faults == [Late], "{faults:?}, {polls} polls");
             // The broker has received the beginning after its instance has given up.
             for hub in [&one, &two] {
@@ -259,7 +264,7 @@ async fn a_begin_that_is_dropped_leaves_no_active_run() {
 #[tokio::test(start_paused = true)]
 async fn a_begin_that_was_given_up_replaces_no_later_run() {
     let (log, one, _, two) = two().await;
-    log.faults.begin([Fault::LostRequest]);
+    log.faults.begin([Fault::LoseRequest]);
     drop_after(2, one.run(NAME).begin().into_future()).await;
     log.faults.set_away(true);
     sleep(SETTLED).await;
@@ -268,7 +273,7 @@ async fn a_begin_that_was_given_up_replaces_no_later_run() {
     writer.finish_with(event("kept")).await.unwrap();
     log.faults.set_away(false);
     sleep(SETTLED).await;
-    let journal = log.store.journal(NAME).unwrap();
+    let journal = log.journal(NAME).unwrap();
     assert_eq!((journal.events(), journal.end().unwrap()), (vec!["kept".to_owned()], "finished".to_owned()));
     assert_eq!(soon(one.run(NAME).state()).await.unwrap(), RunState::Ended(RunEnd::Finished));
 }
@@ -277,7 +282,7 @@ async fn a_begin_that_was_given_up_replaces_no_later_run() {
 #[tokio::test(start_paused = true)]
 async fn a_reader_may_find_a_run_before_its_writer_has_begun() {
     let (log, one, _, two) = two().await;
-    log.faults.begin([Fault::HeldAnswer]);
+    log.faults.begin([Fault::HoldAnswer]);
     let beginning = tokio::spawn({
         let one = one.clone();
         async move { begin(&one).await }
@@ -304,7 +309,7 @@ async fn a_reader_may_find_a_run_before_its_writer_has_begun() {
 async fn a_client_that_is_ahead_of_the_writer_waits_for_the_writer() {
     let (log, one, _, two) = two().await;
     let writer = begin(&one).await;
-    log.faults.append([Fault::HeldAnswer]);
+    log.faults.append([Fault::HoldAnswer]);
     let publishing = tokio::spawn(async move {
         writer.publish(event("0")).await.unwrap();
         writer
@@ -327,7 +332,7 @@ async fn a_client_that_is_ahead_of_the_writer_waits_for_the_writer() {
 async fn a_late_answer_to_a_read_does_not_replace_the_run_of_a_writer() {
     let (_, one, log, two) = two().await;
     begin(&one).await.finish_with(event("old")).await.unwrap();
-    log.faults.read([Fault::HeldAnswer]);
+    log.faults.read([Fault::HoldAnswer]);
     let late = tokio::spawn({
         let run = two.run(NAME);
         async move { run.reader().await.unwrap() }
@@ -345,15 +350,15 @@ async fn a_late_answer_to_a_read_does_not_replace_the_run_of_a_writer() {
 
 #[tokio::test(start_paused = true)]
 async fn a_writer_that_is_dropped_during_an_append_ends_its_run_once() {
-    use Fault::{HeldAnswer, HeldRequest, Late, LostAnswer, LostRequest, Refused};
+    use Fault::{HoldAnswer, HoldRequest, Late, LoseAnswer, LoseRequest, Unavailable};
     let cases: [&[Fault]; 7] = [
         &[],
-        &[HeldAnswer],
-        &[HeldRequest],
-        &[LostAnswer],
-        &[LostRequest],
+        &[HoldAnswer],
+        &[HoldRequest],
+        &[LoseAnswer],
+        &[LoseRequest],
         &[Late],
-        &[Refused, Refused, Refused, LostAnswer],
+        &[Unavailable, Unavailable, Unavailable, LoseAnswer],
     ];
     for faults in cases {
         for polls in 0..6 {
@@ -367,7 +372,7 @@ async fn a_writer_that_is_dropped_during_an_append_ends_its_run_once() {
             let (events, end) = read(stream).await;
             log.faults.release();
             sleep(SETTLED).await;
-            let journal = log.store.journal(NAME).unwrap();
+            let journal = log.journal(NAME).unwrap();
             assert_eq!((journal.events(), journal.end().unwrap()), (events.clone(), "aborted".to_owned()));
             let texts: Vec<_> = events.iter().map(String::as_str).collect();
             assert!(texts == ["0", "will"] || texts == ["0", "1", "will"], "{faults:?}, {polls} polls: {texts:?}");
@@ -387,14 +392,14 @@ async fn a_finish_is_completed_when_the_broker_is_back() {
         let stream = open(&two, &two.run(NAME)).await;
         let mut expected = vec!["0"];
         match case {
-            "answer lost" => log.faults.append([Fault::LostAnswer]),
+            "answer lost" => log.faults.append([Fault::LoseAnswer]),
             "known to be away" => log.faults.set_away(true),
             "after a lost event" => {
-                log.faults.set_silent(true);
+                log.faults.set_silent();
                 assert!(soon(writer.publish(event("1"))).await.unwrap_err().is_unknown());
                 expected.push("1");
             }
-            _ => log.faults.set_silent(true),
+            _ => log.faults.set_silent(),
         }
         expected.push("last");
         let finish = writer.finish_with(event("last"));
@@ -403,8 +408,8 @@ async fn a_finish_is_completed_when_the_broker_is_back() {
         } else {
             let finished = tokio::spawn(finish);
             if case == "answer lost" {
-                until(|| log.store.journal(NAME).unwrap().is_closed).await;
-                log.faults.set_silent(true);
+                until(|| log.journal(NAME).unwrap().is_closed()).await;
+                log.faults.set_silent();
             }
             // The hub completes the end, so the caller must not take it for one that did not happen.
             let error = soon(finished).await.unwrap().unwrap_err();
@@ -435,7 +440,7 @@ async fn a_drain_does_not_abort_a_run_whose_finish_is_not_confirmed_yet() {
     sleep(PUBLISH_TIMEOUT).await;
     log.faults.set_away(false);
     one.drain(Duration::ZERO).await;
-    assert_eq!(log.store.journal(NAME).unwrap().end().unwrap(), "finished");
+    assert_eq!(log.journal(NAME).unwrap().end().unwrap(), "finished");
     assert_eq!(read(stream).await, (owned(&["last"]), EndReason::Finished));
 }
 
@@ -502,7 +507,7 @@ async fn the_next_run_of_a_name_takes_no_end_from_the_readers_of_an_earlier_one_
     let (log, one, _, two) = two().await;
     let writer = begin(&one).await;
     let (here, there) = (open(&one, &one.run(NAME)).await, open(&two, &two.run(NAME)).await);
-    log.faults.set_silent(true);
+    log.faults.set_silent();
     assert_eq!(read(there).await, (owned(&["will"]), EndReason::Aborted));
     log.faults.set_away(false);
     let later = begin(&one).await;
@@ -522,7 +527,7 @@ async fn a_run_whose_last_entry_was_replaced_is_a_break_for_its_readers() {
     for text in ["0", "1"] {
         assert_eq!(next(&mut stream).await.0, text);
     }
-    log.store.roll_back(NAME, 1);
+    log.log.roll_back_journal(NAME, 1);
     assert!(soon(writer.publish(event("2"))).await.unwrap_err().is_ended());
     assert_eq!(closed(&log).await.events(), ["0", "will"]);
     assert_eq!(read(stream).await, (vec![], EndReason::Lagged));
@@ -549,14 +554,14 @@ async fn a_writer_that_is_dropped_while_the_broker_is_away_ends_its_run_when_the
         if is_known {
             log.faults.set_away(true);
         } else {
-            log.faults.set_silent(true);
+            log.faults.set_silent();
         }
         drop(writer);
         sleep(LEASE / 2).await;
-        assert!(!log.store.journal(NAME).unwrap().is_closed);
+        assert!(!log.journal(NAME).unwrap().is_closed());
         log.faults.set_away(false);
         assert_eq!(read(stream).await, (vec!["will".to_owned()], EndReason::Aborted));
-        let journal = log.store.journal(NAME).unwrap();
+        let journal = log.journal(NAME).unwrap();
         assert_eq!((journal.events(), journal.end().unwrap()), (vec!["will".to_owned()], "aborted".to_owned()));
     }
 }
@@ -567,9 +572,9 @@ async fn an_end_that_the_broker_does_not_confirm_delays_no_read_and_no_other_end
     let writers = [begin(&one).await, soon(one.run("answers/8").begin().into_future()).await.unwrap()];
     let elsewhere = soon(two.run("answers/9").begin().into_future()).await.unwrap();
     let mut stream = open(&one, &one.run("answers/9")).await;
-    let ends = || [NAME, "answers/8"].iter().filter(|name| log.store.journal(name).unwrap().is_closed).count();
+    let ends = || [NAME, "answers/8"].iter().filter(|name| log.journal(name).unwrap().is_closed()).count();
 
-    log.faults.append([Fault::HeldRequest]);
+    log.faults.append([Fault::HoldRequest]);
     drop(writers);
     until(|| log.faults.held() == 1).await;
     let begun = Instant::now();
@@ -591,9 +596,9 @@ async fn a_silent_instance_whose_run_others_have_ended_cannot_write_it_any_more(
         let writer = begin(&one).await;
         writer.publish(event("0")).await.unwrap();
         let streams = [open(&two, &two.run(NAME)).await, open(&three, &three.run(NAME)).await];
-        log.faults.set_silent(true);
-        second.faults.append([Fault::HeldRequest]);
-        third.faults.append([Fault::HeldRequest]);
+        log.faults.set_silent();
+        second.faults.append([Fault::HoldRequest]);
+        third.faults.append([Fault::HoldRequest]);
         if !announced {
             second.faults.lose_messages("\"runs\"");
             third.faults.lose_messages("\"runs\"");
@@ -613,7 +618,7 @@ async fn a_silent_instance_whose_run_others_have_ended_cannot_write_it_any_more(
         assert!(soon(writer.publish(event("late"))).await.unwrap_err().is_ended());
         assert!(soon(writer.finish_with(event("late"))).await.unwrap_err().is_ended());
         sleep(SETTLED).await;
-        let journal = log.store.journal(NAME).unwrap();
+        let journal = log.journal(NAME).unwrap();
         assert_eq!((journal.events(), journal.end().unwrap()), (owned(&["0", "will"]), "aborted".to_owned()));
     }
 }
@@ -623,13 +628,13 @@ async fn a_publish_learns_that_others_have_ended_the_run() {
     let (log, one, second, two) = two().await;
     let writer = begin(&one).await;
     let stream = open(&two, &two.run(NAME)).await;
-    log.faults.set_silent(true);
+    log.faults.set_silent();
     assert_eq!(read(stream).await, (vec!["will".to_owned()], EndReason::Aborted));
-    second.faults.set_silent(true);
+    second.faults.set_silent();
     log.faults.set_away(false);
     assert!(soon(writer.publish(event("late"))).await.unwrap_err().is_ended());
     soon(writer.stopped()).await;
-    assert_eq!(log.store.journal(NAME).unwrap().events(), ["will"]);
+    assert_eq!(log.journal(NAME).unwrap().events(), ["will"]);
 }
 
 #[tokio::test(start_paused = true)]
@@ -657,11 +662,11 @@ async fn an_instance_that_receives_no_messages_ends_no_run_of_others() {
     let (log, one, second, two) = two().await;
     let writer = begin(&one).await;
     let stream = open(&two, &two.run(NAME)).await;
-    second.faults.set_deaf(true);
+    second.faults.set_deaf();
     sleep(LEASE * 3).await;
     assert_eq!(soon(two.run(NAME).state()).await.unwrap(), RunState::Active);
     assert!(soon(two.run(NAME).begin().into_future()).await.unwrap_err().is_active());
-    assert!(!log.store.journal(NAME).unwrap().is_closed);
+    assert!(!log.journal(NAME).unwrap().is_closed());
     // It still reads the runs of others.
     writer.publish(event("0")).await.unwrap();
     writer.finish().await.unwrap();
@@ -719,7 +724,7 @@ async fn a_reader_that_waits_for_a_run_waits_for_the_answer_of_the_broker() {
     let (_, one, second, two) = two().await;
     let writer = begin(&one).await;
     let run = two.run(NAME);
-    second.faults.read([Fault::HeldAnswer]);
+    second.faults.read([Fault::HoldAnswer]);
     let waiting = tokio::spawn({
         let run = run.clone();
         async move { run.reader_within(Duration::from_millis(50)).await.unwrap() }
@@ -727,7 +732,7 @@ async fn a_reader_that_waits_for_a_run_waits_for_the_answer_of_the_broker() {
     sleep(PUBLISH_TIMEOUT / 2).await;
     second.faults.release();
     assert!(!soon(waiting).await.unwrap().is_missing());
-    second.faults.set_silent(true);
+    second.faults.set_silent();
     let reader = soon(run.reader_within(Duration::from_millis(50))).await.unwrap();
     assert!(!reader.is_missing());
     // A browser asks again after this stream, and would give up after a `503`.
@@ -769,7 +774,7 @@ async fn a_reader_that_lags_receives_no_event_of_the_next_run() {
 async fn a_stop_of_the_earlier_run_does_not_stop_the_next_one() {
     let (_, one, second, two) = two().await;
     let first = begin(&one).await;
-    second.faults.read([Fault::HeldAnswer]);
+    second.faults.read([Fault::HoldAnswer]);
     let run = two.run(NAME);
     let stop = tokio::spawn(async move { run.stop().await.unwrap() });
     until(|| second.faults.held() == 1).await;
@@ -794,7 +799,7 @@ async fn a_run_that_the_broker_has_lost_is_a_break_for_its_readers_and_an_error_
     let mut there = open(&two, &two.run(NAME)).await;
     let (_, cursor) = next(&mut there).await;
     let before = two.run(NAME).reader().await.unwrap();
-    log.store.clear();
+    log.log.roll_back_journal(NAME, usize::MAX);
     // The other instance looks from time to time.
     assert_eq!(read(there).await, (vec![], EndReason::Lagged));
     assert_eq!(status(&two, two.run(NAME).reader().await.unwrap(), cursor), 404);
@@ -807,7 +812,7 @@ async fn a_run_that_the_broker_has_lost_is_a_break_for_its_readers_and_an_error_
     sleep(SETTLED).await;
     next.publish(event("new")).await.unwrap();
     next.finish().await.unwrap();
-    assert_eq!(log.store.journal(NAME).unwrap().events(), ["new"]);
+    assert_eq!(log.journal(NAME).unwrap().events(), ["new"]);
 }
 
 /// The broker was restored from a backup without the newest entry. The instance of the writer
@@ -816,11 +821,11 @@ async fn a_run_that_the_broker_has_lost_is_a_break_for_its_readers_and_an_error_
 async fn a_run_that_was_rolled_back_is_a_break_and_leaves_no_active_run() {
     const SHORT: Duration = Duration::from_millis(900);
     for owner_lives in [true, false] {
-        let log = FaultyJournals::default();
+        let log = Broker::new();
         let other = log.other();
-        let start = async |log: &FaultyJournals| {
+        let start = async |log: &Broker| {
             let builder = Hub::builder().publish_timeout(SHORT / 3).peer_timeout(SHORT);
-            let hub = builder.backplane(log.clone()).build().unwrap();
+            let hub = builder.backplane(log.connection.clone()).build().unwrap();
             until(|| hub.is_ready()).await;
             hub
         };
@@ -835,14 +840,14 @@ async fn a_run_that_was_rolled_back_is_a_break_and_leaves_no_active_run() {
             cursor = next(&mut there).await.1;
         }
         log.faults.set_away(!owner_lives);
-        log.store.roll_back(NAME, 2);
+        log.log.roll_back_journal(NAME, 2);
         if owner_lives {
             assert!(soon(writer.publish(event("3"))).await.unwrap_err().is_ended());
             soon(writer.stopped()).await;
         }
         assert_eq!(read(there).await, (vec![], EndReason::Lagged));
         until_ended(&two, RunEnd::Aborted).await;
-        let journal = log.store.journal(NAME).unwrap();
+        let journal = log.journal(NAME).unwrap();
         assert_eq!((journal.events(), journal.end().unwrap()), (owned(&["0", "will"]), "aborted".to_owned()));
         assert_eq!(status(&two, two.run(NAME).reader().await.unwrap(), cursor), 404);
         assert_eq!(read(open(&two, &two.run(NAME)).await).await, (owned(&["0", "will"]), EndReason::Aborted));
@@ -854,13 +859,13 @@ async fn a_run_that_was_rolled_back_is_a_break_and_leaves_no_active_run() {
 #[test]
 fn a_runtime_that_ends_during_an_append_leaves_the_work_to_another_runtime() {
     let runtime = || tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    let log = FaultyJournals::default();
+    let log = Broker::new();
     let first = runtime();
     let (hub, writer) = first.block_on(async {
         let hub = start(&log).await;
         let writer = begin(&hub).await;
         writer.publish(event("0")).await.unwrap();
-        log.faults.append([Fault::HeldAnswer]);
+        log.faults.append([Fault::HoldAnswer]);
         assert!(!drop_after(4, writer.publish(event("1"))).await);
         (hub, writer)
     });
@@ -869,18 +874,18 @@ fn a_runtime_that_ends_during_an_append_leaves_the_work_to_another_runtime() {
     let second = runtime();
     second.block_on(async {
         assert_eq!(soon(writer.publish(event("2"))).await.unwrap(), 2);
-        log.faults.append([Fault::HeldRequest]);
+        log.faults.append([Fault::HoldRequest]);
         drop(writer);
         until(|| log.faults.held() == 2).await;
-        log.faults.begin([Fault::HeldAnswer]);
+        log.faults.begin([Fault::HoldAnswer]);
         assert!(!drop_after(4, hub.run("answers/8").begin().into_future()).await);
     });
     drop(second);
     runtime().block_on(async {
-        until(|| hub.is_ready() && log.store.journal(NAME).unwrap().is_closed).await;
-        let journal = log.store.journal(NAME).unwrap();
+        until(|| hub.is_ready() && log.journal(NAME).unwrap().is_closed()).await;
+        let journal = log.journal(NAME).unwrap();
         assert_eq!((journal.events(), journal.end().unwrap()), (owned(&["0", "1", "2", "will"]), "aborted".into()));
-        until(|| hub.is_ready() && log.store.journal("answers/8").unwrap().is_closed).await;
+        until(|| hub.is_ready() && log.journal("answers/8").unwrap().is_closed()).await;
     });
 }
 
@@ -889,7 +894,7 @@ fn a_runtime_that_ends_during_an_append_leaves_the_work_to_another_runtime() {
 fn a_writer_outside_of_a_runtime_receives_an_error() {
     use futures::executor::block_on;
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
-    let log = FaultyJournals::default();
+    let log = Broker::new();
     let (hub, writer) = runtime.block_on(async {
         let hub = start(&log).await;
         let writer = begin(&hub).await;

@@ -10,8 +10,10 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use fastrand::Rng;
+use futures::FutureExt;
 use tokio::time::sleep;
 use tower_sse::backplane::Backplane;
+use tower_sse::test_kit::{Fault, FaultyLog, Operation};
 use tower_sse::{Cursor, Event, GapReason, Hub, Position, Retention, Subscriber, SubscriberItem, Subscription, Target};
 
 use crate::faulty::Faulty;
@@ -528,19 +530,23 @@ async fn random_faults_of_a_redis_without_persistence_are_one_gap_for_each_loss(
 /// The connection stays open and delivers nothing.
 #[tokio::test]
 async fn a_silent_broker_connection_makes_the_instance_unready_and_loses_no_event() {
-    let log = Faulty::new(1, 0);
-    let hub = instance(log.clone());
+    let log = FaultyLog::new();
+    let hub = instance(log.connect());
     until(|| hub.is_ready()).await;
     let mut stream = hub.subscribe(Subscription::anonymous().topic("t"), hub.position()).unwrap();
     for number in 0..20_u64 {
-        log.set_mute(number % 5 == 4);
-        hub.topic("t").publish(Event::unnamed(number.to_string())).await.unwrap();
         let is_mute = number % 5 == 4;
+        if is_mute {
+            // A stream reports `Stale` after it has reported `Live`.
+            while stream.next().now_or_never().is_some() {}
+            log.faults().every(Operation::DeliverRecords, Fault::HoldAnswer);
+        }
+        hub.topic("t").publish(Event::unnamed(number.to_string())).await.unwrap();
         if is_mute {
             until(|| !hub.is_ready()).await;
             // An in-process subscriber receives `Stale` too.
             while soon(stream.next()).await.unwrap() != SubscriberItem::Stale {}
-            log.set_mute(false);
+            log.faults().heal();
         }
         loop {
             match soon(stream.next()).await.unwrap() {
