@@ -21,6 +21,7 @@ use http::Request;
 use http_body_util::{BodyExt, Full};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
+use tower_sse::test_kit::{assert_forgets_all, assert_no_leaks};
 use tower_sse::{
     Cursor, Disconnect, EndReason, Event, Hub, HubBuilder, Public, Retention, SubscriberItem, Subscription, TopicFilter,
 };
@@ -406,6 +407,7 @@ async fn churn_of_connections_leaves_no_state_behind() {
     // everyone.
     assert!(hub.stats().channels <= 1 + 1000 + 77);
     assert_eq!(hub.stats().retained_bytes, 0);
+    assert_no_leaks(&hub).await;
 }
 
 /// Checks the state beside the channels: users, members, joined topics, disconnects and tickets.
@@ -421,7 +423,6 @@ async fn churn_of_users_and_members_leaves_no_state_behind() {
         .heartbeat(Duration::from_millis(10))
         .build()
         .unwrap();
-    let before = hub.stats();
     let churn = async |rounds: usize| {
         for n in 0..rounds {
             let user = format!("u{}", n % 1000);
@@ -442,8 +443,8 @@ async fn churn_of_users_and_members_leaves_no_state_behind() {
         }
     };
     churn(50_000).await;
-    until(|| hub.stats().users == 0 && hub.stats().channels == before.channels).await;
-    assert_eq!((hub.stats().connections, hub.stats().retained_bytes), (0, 0));
+    assert_no_leaks(&hub).await;
+    assert_forgets_all(&hub, kit::PATIENCE).await;
     assert!((0..77).all(|n| hub.topic(format!("t{n}")).presence().members.is_empty()));
 }
 

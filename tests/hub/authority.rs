@@ -15,7 +15,7 @@ use http::{HeaderMap, Request, StatusCode};
 use serde_json::{Value, json};
 use tower_sse::{
     Access, Disconnect, Event, EventStream, Hub, HubBuilder, Recheck, Refusal, RefusalReason, Retention, StreamRequest,
-    SubscriberItem, Subscription, Ticket, TopicFilter,
+    Subscription, Ticket, TopicFilter,
 };
 
 use crate::kit::access::from_query;
@@ -228,13 +228,7 @@ async fn a_user_whose_stream_loses_a_presence_topic_leaves_it() {
     // rechecks.
     let mut watcher = hub.subscribe(Subscription::anonymous().topic("room"), None).unwrap();
     verdicts.now(Recheck::Narrow(Subscription::for_user("ada").topic("other")));
-    let left = loop {
-        match soon(watcher.next()).await.unwrap() {
-            SubscriberItem::Event(event) => break event,
-            SubscriberItem::Live(_) => {}
-            other => panic!("{other:?}"),
-        }
-    };
+    let left = soon(watcher.next_event()).await.unwrap();
     assert_eq!((left.name.as_str(), left.data.as_str()), ("hub.left", r#"{"topic":"room","user":"ada"}"#));
 }
 

@@ -30,14 +30,7 @@ async fn open(hub: &Hub, run: &Run) -> Subscriber {
 
 /// Returns the next event of a stream.
 async fn next_event(stream: &mut Subscriber) -> String {
-    loop {
-        match stream.next().await {
-            Some(SubscriberItem::Event(event)) => return event.data,
-            Some(SubscriberItem::End(reason)) => panic!("the stream has ended: {reason}"),
-            Some(_) => {}
-            None => panic!("the stream has no end"),
-        }
-    }
+    stream.next_event().await.unwrap().data
 }
 
 fn event(data: impl Into<String>) -> Event {
