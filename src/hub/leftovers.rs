@@ -4,7 +4,7 @@
 use std::sync::{Arc, Weak};
 
 use super::{Hub, Inner};
-use crate::types::Address;
+use crate::types::{Address, Topic};
 
 impl Hub {
     /// Returns a line for each part of the state that a connection should have taken with it.
@@ -12,7 +12,7 @@ impl Hub {
         let mut lines = Vec::new();
         for connection in self.connections() {
             let user = connection.user.as_ref().map_or("an anonymous user", |user| user.as_str());
-            let topics: Vec<_> = connection.topics.iter().map(|topic| topic.as_str()).collect();
+            let topics: Vec<_> = connection.topics.iter().map(Topic::as_str).collect();
             let (id, age) = (connection.id, connection.open_for);
             lines.push(format!("the connection {id} of {user} with the topics {topics:?}, open for {age:?}"));
         }

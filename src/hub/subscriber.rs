@@ -323,8 +323,8 @@ impl Subscriber {
     ///
     /// # Errors
     ///
-    /// Returns an error if events were lost before the next event, or if the stream has ended. After
-    /// [`NextEventError::Gap`], the stream continues.
+    /// Returns an error if events were lost before the next event, or if the stream has ended. The
+    /// stream continues after [`NextEventError::Gap`].
     pub async fn next_event(&mut self) -> Result<ReceivedEvent, NextEventError> {
         loop {
             match self.next().await {

@@ -70,8 +70,8 @@ pub enum Fault {
     /// The request has its effect, and the answer is lost. The caller receives an
     /// [unknown](BackplaneError::is_unknown) error.
     LoseAnswer,
-    /// The broker confirms the request and then loses its effect, as in a failover to a replica that
-    /// is behind. The caller takes the request for successful.
+    /// The broker confirms the request and then loses its effect, as in a failover to a replica
+    /// that is behind. The caller takes the request for successful.
     LoseEffect,
     /// The broker receives the request twice, as if a client had repeated it. So an append without
     /// an idempotency key appends its records twice.

@@ -88,8 +88,8 @@ pub async fn assert_forgets_all(hub: &Hub, limit: Duration) {
 /// Checks that nothing keeps a hub: this handle is the last one. Call it after the application, its
 /// layers and all streams were dropped.
 ///
-/// It drops the handle, and waits up to 5 s until the state of the hub is freed. Background tasks of
-/// the hub do not keep the state, and end after it.
+/// It drops the handle, and waits up to 5 s until the state of the hub is freed. Background tasks
+/// of the hub do not keep the state, and end after it.
 ///
 /// ```
 /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {

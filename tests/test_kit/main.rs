@@ -1,6 +1,12 @@
 //! The test kit, which is public for the tests of applications.
 
-#![allow(clippy::unwrap_used, clippy::panic, unreachable_pub, reason = "these are tests, helpers and all")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    unreachable_pub,
+    reason = "these are tests, helpers and all"
+)]
 
 #[path = "../kit/mod.rs"]
 mod kit;

@@ -153,8 +153,8 @@ impl Transports {
         }
     }
 
-    /// Returns the number of streams that open sockets carry, and the number of bodies that wait for
-    /// a socket.
+    /// Returns the number of streams that open sockets carry, and the number of bodies that wait
+    /// for a socket.
     #[cfg(feature = "test-kit")]
     pub(in crate::hub) fn streams(&self) -> (usize, usize) {
         let table = self.table.lock();
