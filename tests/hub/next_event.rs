@@ -63,7 +63,7 @@ async fn next_event_returns_the_reason_of_the_end_at_each_call() {
 async fn next_event_returns_the_reason_of_an_end_that_next_has_returned() {
     let hub = Hub::builder().build().unwrap();
     let mut page = open(&hub, None);
-    drop(hub.drain(Duration::ZERO).await);
+    hub.drain(Duration::ZERO).await;
     while !matches!(soon(page.next()).await, Some(SubscriberItem::End(EndReason::Draining))) {}
     assert_eq!(soon(page.next_event()).await, Err(NextEventError::End(EndReason::Draining)));
     assert_eq!(soon(page.next()).await, None);
