@@ -21,6 +21,8 @@ mod reports;
 mod sessions;
 #[path = "../shared/shutdown.rs"]
 mod shutdown;
+#[cfg(test)]
+mod tests;
 mod web;
 
 use std::error::Error;
