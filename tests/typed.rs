@@ -291,3 +291,22 @@ proptest! {
         prop_assert_eq!(event.message::<Order>().unwrap(), Some(order));
     }
 }
+
+#[test]
+fn an_invalid_topic_converts_into_the_error_of_subscribe() {
+    #[derive(TypedTopic)]
+    #[topic(name = "rooms/{room}")]
+    struct RoomTopic {
+        room: String,
+    }
+
+    fn watch(hub: &Hub, room: &str) -> Result<(), tower_sse::SubscriptionError> {
+        let topic = RoomTopic { room: room.to_owned() }.to_topic()?;
+        hub.subscribe(Subscription::anonymous().topic(topic), None).map(drop)
+    }
+
+    let hub = Hub::builder().build().unwrap();
+    assert!(watch(&hub, "lobby").is_ok());
+    let error = watch(&hub, "a/b").unwrap_err();
+    assert!(error.is_invalid() && error.status_code() == 400, "{error}");
+}

@@ -430,7 +430,7 @@ impl Subscription {
         let key = key.to_string();
         match name::check("counted_as", &key, MAX_NAME_BYTES) {
             Ok(()) => self.counted_as = Some(key.into()),
-            Err(error) => self.invalidate(SubscriptionError::name(error)),
+            Err(error) => self.invalidate(SubscriptionError::from(error)),
         }
         self
     }
@@ -628,7 +628,7 @@ impl Subscription {
 
     /// Returns the name if it is valid. Otherwise stores the error and returns `None`.
     fn valid<T>(&mut self, name: impl TryInto<T, Error: Into<InvalidName>>) -> Option<T> {
-        name.try_into().map_err(|error| self.invalidate(SubscriptionError::name(error.into()))).ok()
+        name.try_into().map_err(|error| self.invalidate(SubscriptionError::from(error.into()))).ok()
     }
 
     fn invalidate(&mut self, error: SubscriptionError) {

@@ -58,10 +58,6 @@ impl SubscriptionError {
     pub(crate) const TOO_MANY_TOPICS: Self = Self(Kind::TooManyTopics);
     pub(crate) const UNAVAILABLE: Self = Self(Kind::Unavailable);
 
-    pub(crate) fn name(invalid: InvalidName) -> Self {
-        Self(Kind::Name(invalid))
-    }
-
     /// Returns whether the subscription or the ticket is invalid, so that a retry cannot succeed.
     /// Causes are an invalid name, more topics than
     /// [`HubBuilder::max_topics`](crate::HubBuilder::max_topics), attached data that is over
@@ -135,6 +131,12 @@ impl SubscriptionError {
         } else {
             StatusCode::SERVICE_UNAVAILABLE
         }
+    }
+}
+
+impl From<InvalidName> for SubscriptionError {
+    fn from(invalid: InvalidName) -> Self {
+        Self(Kind::Name(invalid))
     }
 }
 
