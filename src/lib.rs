@@ -294,6 +294,8 @@ mod documents {
     struct FromSignalR;
     #[doc = include_str!("../docs/from-socketioxide.md")]
     struct FromSocketioxide;
+    #[doc = include_str!("../docs/hypermedia.md")]
+    struct Hypermedia;
     #[doc = include_str!("../docs/leaving.md")]
     struct Leaving;
     #[doc = include_str!("../docs/metrics.md")]
