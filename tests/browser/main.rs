@@ -21,6 +21,7 @@ mod chat;
 mod driver;
 mod history;
 mod http2;
+mod hypermedia;
 mod origins;
 mod progress;
 mod reconnect;

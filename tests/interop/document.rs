@@ -30,8 +30,9 @@ This page lists the behavior of common clients against a real server with a hub.
 events that the client delivers with the events that were published. The test fails when a client
 behaves differently from this page.
 
-A browser's own `EventSource` needs none of these hints. [Wire format](wire.md) is the
-specification for clients in any language.
+A browser's own `EventSource` needs none of these hints. [Hypermedia](hypermedia.md) lists the
+behavior of htmx, Datastar and Turbo. [Wire format](wire.md) is the specification for clients in any
+language.
 ";
 
 const COLUMNS: &str = "
