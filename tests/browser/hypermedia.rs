@@ -1,5 +1,5 @@
-//! The recipes of `docs/hypermedia.md`: the page of each test is the markup of the recipe, with the
-//! published version of the library that the markup names.
+//! The recipes of `docs/hypermedia.md`. The site of each test is the application of the document
+//! with the code and the markup of a recipe, and the published version of its library.
 
 use std::collections::HashMap;
 use std::path::PathBuf;
