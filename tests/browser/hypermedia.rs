@@ -838,15 +838,11 @@ async fn datastar_keeps_the_stream_of_a_hidden_page() {
     assert_eq!(site.requests().len(), 1);
 }
 
-/// Opens a page that is hidden and shown while it waits to repeat a request, and returns the number
-/// of its connections.
-async fn connections_when_shown_in_a_break(recipe: Recipe, edit: (&str, &str)) -> u64 {
-    let Some(browser) = ready(recipe) else { return 0 };
-    let mut app = App::new(recipe);
-    app.edit(edit.0, edit.1);
+/// A page that is hidden and shown while it waits to repeat a request.
+async fn shown_in_a_break(browser: &'static Browser, app: &App) -> (Context, Page, Proxy, Site) {
     let site = app.start().await;
     let network = Proxy::start(site.addr.port()).await;
-    let (_context, page) = open(browser, &app, network.port).await;
+    let (context, page) = open(browser, app, network.port).await;
     app.post("one").await;
     page.lists(&["one"]).await;
     network.set(Mode::Resets);
@@ -855,27 +851,40 @@ async fn connections_when_shown_in_a_break(recipe: Recipe, edit: (&str, &str)) -
     page.set_hidden(true).await;
     network.set(Mode::Passes);
     page.set_hidden(false).await;
+    (context, page, network, site)
+}
+
+async fn opens_one_stream_when_shown_in_a_break(browser: &'static Browser, app: App) {
+    let (_context, page, ..) = &shown_in_a_break(browser, &app).await;
     until(|| app.hub.stats().connections >= 1).await;
-    // The other request, if there is one, follows after `retry`.
+    // A second stream would follow after `retry`.
     page.waits().await;
     app.post("two").await;
     page.lists(&["two", "one"]).await;
-    u64::try_from(app.hub.stats().connections).unwrap()
-}
-
-#[tokio::test]
-async fn datastar_opens_one_stream_when_the_page_is_shown_in_a_break() {
-    assert_eq!(connections_when_shown_in_a_break(DATASTAR_1, ("", "")).await, 1);
-}
-
-#[tokio::test]
-async fn datastar_opens_two_streams_when_the_page_is_shown_in_a_break_by_default() {
-    assert_eq!(connections_when_shown_in_a_break(DATASTAR_1, ("openWhenHidden: true, ", "")).await, 2);
+    assert_eq!(app.hub.stats().connections, 1);
 }
 
 #[tokio::test]
 async fn htmx_4_opens_one_stream_when_the_page_is_shown_in_a_break() {
-    assert_eq!(connections_when_shown_in_a_break(HTMX_4, ("", "")).await, 1);
+    let Some(browser) = ready(HTMX_4) else { return };
+    opens_one_stream_when_shown_in_a_break(browser, App::new(HTMX_4)).await;
+}
+
+#[tokio::test]
+async fn datastar_opens_one_stream_when_the_page_is_shown_in_a_break() {
+    let Some(browser) = ready(DATASTAR_1) else { return };
+    let mut app = App::new(DATASTAR_1);
+    app.edit("openWhenHidden: true", "openWhenHidden: true, retryScaler: 1");
+    opens_one_stream_when_shown_in_a_break(browser, app).await;
+}
+
+#[tokio::test]
+async fn datastar_opens_two_streams_when_the_page_is_shown_in_a_break_by_default() {
+    let Some(browser) = ready(DATASTAR_1) else { return };
+    let mut app = App::new(DATASTAR_1);
+    app.edit("openWhenHidden: true", "retryScaler: 1");
+    let _open = shown_in_a_break(browser, &app).await;
+    until(|| app.hub.stats().connections == 2).await;
 }
 
 #[tokio::test]
