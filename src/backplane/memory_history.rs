@@ -33,8 +33,14 @@ impl Memory {
         log.records.retain(|record| record.sequence <= last);
         log.values.retain(|_, record| record.sequence <= last);
         log.by_key.retain(|_, position| position.sequence <= last);
+        log.forget_old_keys();
         drop(log);
         self.wake_streams();
+    }
+
+    /// Removes the records up to this number. Current values stay.
+    pub(crate) fn trim_through(&self, number: u64) {
+        self.shared.log.lock().records.retain(|record| record.sequence > number);
     }
 
     /// Removes all records, and sets the number of the newest record. Current values stay.

@@ -62,12 +62,13 @@ impl MemoryJournals {
     }
 
     /// Removes the newest entries of the current journal of a key, and opens the journal. Forgets a
-    /// journal without entries.
+    /// journal without entries. With 0 entries, nothing changes.
     #[cfg(feature = "test-kit")]
     pub(super) fn roll_back(&mut self, key: &str, entries: usize) {
-        let Some(journal) = self.0.get_mut(key) else { return };
+        let Some(journal) = self.0.get_mut(key).filter(|_| entries > 0) else { return };
         journal.entries.truncate(journal.entries.len().saturating_sub(entries));
         journal.is_closed = false;
+        journal.until = Instant::now() + journal::IDLE;
         if journal.entries.is_empty() {
             self.0.remove(key);
         }

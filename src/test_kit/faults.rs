@@ -1,16 +1,22 @@
 //! Faults that a test scripts: which operation fails next, and how.
 
+#![allow(clippy::panic, reason = "a condition that does not come panics, as a failed assertion does")]
+
 use std::collections::hash_map::HashMap;
 use std::collections::vec_deque::VecDeque;
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures::future::{Either, select};
+use futures::future::{Either, pending, select};
 use tokio::sync::watch;
+use tokio::time::timeout;
 
 use crate::backplane::BackplaneError;
 use crate::macros::opaque_debug;
 use crate::sync::Mutex;
+
+/// The time limit of a test that waits.
+const TIME_LIMIT: Duration = Duration::from_secs(5);
 
 /// An operation of a [`FaultyLog`](super::FaultyLog): a method of
 /// [`Backplane`](crate::backplane::Backplane) or [`Journals`](crate::backplane::Journals), or a
@@ -45,7 +51,12 @@ pub enum Operation {
     ReadJournal,
 }
 
-/// What happens to an operation.
+/// A fault of an operation.
+///
+/// A hub gives an append up after its
+/// [`publish_timeout`](crate::HubBuilder::publish_timeout), and other requests after time limits of
+/// its own. If the caller gives up first, a request of `Delay` or `HoldRequest` never has an
+/// effect. For a request that has its effect after its caller has given up, use `Late`.
 ///
 /// A delivery is a batch of records or a control message that a stream of the log yields. For a
 /// delivery, the variants have the meaning in the second column:
@@ -76,8 +87,8 @@ pub enum Fault {
     /// The broker receives the request twice, as if a client had repeated it. So an append without
     /// an idempotency key appends its records twice.
     Duplicate,
-    /// The request reaches the broker after this time. With tokio's paused clock, the time costs no
-    /// real time.
+    /// The request reaches the broker after this time. The call must be in a tokio runtime with a
+    /// timer. With tokio's paused clock, the time costs no real time.
     Delay(Duration),
     /// The request waits for [`Faults::release`] before it reaches the broker.
     HoldRequest,
@@ -133,11 +144,17 @@ impl<'a> Call<'a> {
 /// Without faults, every operation succeeds. A fault applies from the next operation on. An
 /// operation has at most one fault. Faults of [`next`](Self::next) come before faults of
 /// [`every`](Self::every), and faults of the connection before those of the log.
-#[derive(Default)]
+///
+/// [`FaultyLog::faults`](super::FaultyLog::faults) apply to every connection, in addition to its
+/// own faults. Each of the two is [healed](Self::heal) separately: a connection works again when
+/// neither is cut. A [`release`](Self::release) or [`heal`](Self::heal) of a connection also
+/// releases the operations of this connection that a fault of the log holds.
 pub struct Faults {
     script: Mutex<Script>,
     /// Counts the calls of [`release`](Faults::release). A held operation waits for the next one.
     releases: watch::Sender<u64>,
+    /// Counts the operations that have waited for a release.
+    holds: watch::Sender<u64>,
     /// Counts the times at which all open streams have ended.
     breaks: watch::Sender<u64>,
 }
@@ -147,7 +164,6 @@ struct Script {
     next: HashMap<Operation, VecDeque<Fault>>,
     every: Vec<Rule>,
     is_cut: bool,
-    held: u64,
     calls: HashMap<Operation, u64>,
 }
 
@@ -159,6 +175,11 @@ struct Rule {
 }
 
 impl Faults {
+    pub(super) fn new() -> Self {
+        let [releases, holds, breaks] = [(); 3].map(|()| watch::Sender::new(0));
+        Self { script: Mutex::default(), releases, holds, breaks }
+    }
+
     /// Sets the fault of the next operation of this kind. If a fault is set already, this fault is
     /// that of the operation after it, and so on.
     pub fn next(&self, operation: Operation, fault: Fault) {
@@ -190,7 +211,8 @@ impl Faults {
     }
 
     /// Cuts the connection, until [`heal`](Self::heal): open streams end with an error, and every
-    /// operation fails without an effect. Operations that wait keep waiting.
+    /// operation fails without an effect. Operations that wait keep waiting. If they are released
+    /// during the cut, they have their effect.
     pub fn cut(&self) {
         self.script.lock().is_cut = true;
         self.break_streams();
@@ -214,15 +236,48 @@ impl Faults {
         script.is_cut = false;
         script.next.clear();
         script.every.clear();
-        drop(script);
+        // Under the lock, so that an operation that has received one of the faults is released.
         self.release();
     }
 
-    /// Returns the number of operations that have waited for [`release`](Self::release), or wait
-    /// for it now.
+    /// Returns the number of operations that have begun to wait for [`release`](Self::release) so
+    /// far. The number never decreases. An operation that is counted is released by the next call.
     #[must_use]
-    pub fn held(&self) -> u64 {
-        self.script.lock().held
+    pub fn holds(&self) -> u64 {
+        *self.holds.borrow()
+    }
+
+    /// Waits until [`holds`](Self::holds) is at least `count`.
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// use tower_sse::test_kit::{Fault, FaultyLog, Operation};
+    /// use tower_sse::{Event, Hub};
+    ///
+    /// let log = FaultyLog::new();
+    /// let connection = log.connect();
+    /// let hub = Hub::builder().backplane(connection.clone()).build()?;
+    /// # while !hub.is_ready() { tokio::time::sleep(std::time::Duration::from_millis(1)).await; }
+    /// connection.faults().next(Operation::Append, Fault::HoldAnswer);
+    /// let publish = tokio::spawn(async move { hub.topic("news").publish(Event::unnamed("1")).await });
+    /// connection.faults().until_holds(1).await;
+    /// assert_eq!(log.last(), 1);
+    /// connection.faults().release();
+    /// publish.await??;
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Panics
+    ///
+    /// Panics after 5 s. With tokio's paused clock, this costs no real time.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future has no effect.
+    pub async fn until_holds(&self, count: u64) {
+        let mut holds = self.holds.subscribe();
+        let reached = timeout(TIME_LIMIT, holds.wait_for(|holds| *holds >= count)).await;
+        assert!(reached.is_ok(), "expected {count} held operations, but found {} after {TIME_LIMIT:?}", self.holds());
     }
 
     /// Returns the number of operations of this kind that have begun, with and without a fault.
@@ -231,41 +286,45 @@ impl Faults {
         self.script.lock().calls.get(&operation).copied().unwrap_or(0)
     }
 
-    pub(super) fn count(&self, operation: Operation) {
-        *self.script.lock().calls.entry(operation).or_default() += 1;
-    }
-
     pub(super) fn is_cut(&self) -> bool {
         self.script.lock().is_cut
     }
 
-    /// Returns the fault that is only for the next operation.
-    fn take_next(&self, operation: Operation) -> Option<Fault> {
-        self.script.lock().next.get_mut(&operation)?.pop_front()
-    }
-
-    fn of_rules(&self, call: &Call<'_>) -> Option<Fault> {
-        let script = self.script.lock();
-        let mut rules = script.every.iter().rev().filter(|rule| rule.operation == call.operation);
-        rules.find(|rule| (rule.applies)(call)).map(|rule| rule.fault)
-    }
-
     /// Returns a future that waits for the next break of the streams.
-    pub(super) fn next_break(&self) -> impl Future<Output = ()> + Send + use<> {
-        wait(self.breaks.subscribe())
+    fn next_break(&self) -> impl Future<Output = ()> + Send + use<> {
+        next_change(&self.breaks)
     }
 
-    /// Returns a future that waits for the next release.
-    fn hold(&self) -> impl Future<Output = ()> + Send + use<> {
-        self.script.lock().held += 1;
-        wait(self.releases.subscribe())
+    fn count_hold(&self) {
+        self.holds.send_modify(|count| *count += 1);
     }
 }
 
-/// Waits for the next change after the receiver was created.
-async fn wait(mut changes: watch::Receiver<u64>) {
-    // An error means that the sender is gone, and no operation is left to fail.
-    let _ = changes.changed().await;
+impl Script {
+    fn count(&mut self, operation: Operation) {
+        *self.calls.entry(operation).or_default() += 1;
+    }
+
+    /// Returns the fault that is only for the next operation.
+    fn take_next(&mut self, operation: Operation) -> Option<Fault> {
+        self.next.get_mut(&operation)?.pop_front()
+    }
+
+    fn of_rules(&self, call: &Call<'_>) -> Option<Fault> {
+        let mut rules = self.every.iter().rev().filter(|rule| rule.operation == call.operation);
+        rules.find(|rule| (rule.applies)(call)).map(|rule| rule.fault)
+    }
+}
+
+/// Returns a future that waits for the next change after this call.
+fn next_change(changes: &watch::Sender<u64>) -> impl Future<Output = ()> + Send + use<> {
+    let mut changes = changes.subscribe();
+    async move {
+        if changes.changed().await.is_err() {
+            // The sender is gone, so there is no further change.
+            pending::<()>().await;
+        }
+    }
 }
 
 /// The faults of one connection: its own and those of its log.
@@ -276,20 +335,31 @@ pub(super) struct Both<'a> {
 }
 
 impl Both<'_> {
-    /// Counts an operation. Returns its fault, or an error if the connection is cut.
-    pub(super) fn begin(self, call: &Call<'_>) -> Result<Option<Fault>, BackplaneError> {
-        self.own.count(call.operation);
-        self.all.count(call.operation);
-        if self.own.is_cut() || self.all.is_cut() {
+    /// Counts an operation. Returns its fault with its release, or an error if the connection is
+    /// cut.
+    ///
+    /// The release is that of the first call of [`Faults::release`] after the choice of the fault.
+    /// Otherwise an operation could miss the call, and wait without end.
+    pub(super) fn begin(
+        self,
+        call: &Call<'_>,
+    ) -> Result<Option<(Fault, impl Future<Output = ()> + Send + use<>)>, BackplaneError> {
+        let (mut own, mut all) = (self.own.script.lock(), self.all.script.lock());
+        own.count(call.operation);
+        all.count(call.operation);
+        if own.is_cut || all.is_cut {
             return Err(BackplaneError::unavailable("the test has cut the connection"));
         }
-        let next = self.own.take_next(call.operation).or_else(|| self.all.take_next(call.operation));
-        Ok(next.or_else(|| self.own.of_rules(call)).or_else(|| self.all.of_rules(call)))
+        let next = own.take_next(call.operation).or_else(|| all.take_next(call.operation));
+        let fault = next.or_else(|| own.of_rules(call)).or_else(|| all.of_rules(call));
+        let released = either(next_change(&self.own.releases), next_change(&self.all.releases));
+        Ok(fault.map(|fault| (fault, released)))
     }
 
-    /// Returns a future that waits for the next release of either.
-    pub(super) fn hold(self) -> impl Future<Output = ()> + Send + use<> {
-        either(self.own.hold(), self.all.hold())
+    /// Counts an operation that begins to wait.
+    pub(super) fn count_hold(self) {
+        self.own.count_hold();
+        self.all.count_hold();
     }
 
     /// Returns a future that waits for the next break of either.
@@ -304,4 +374,4 @@ async fn either(one: impl Future<Output = ()>, other: impl Future<Output = ()>) 
     }
 }
 
-opaque_debug!(|faults: Faults| { is_cut: faults.is_cut(), held: faults.held() });
+opaque_debug!(|faults: Faults| { is_cut: faults.is_cut(), holds: faults.holds() });

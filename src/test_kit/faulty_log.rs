@@ -58,12 +58,11 @@ const BATCH: usize = 512;
 /// assert!(matches!(page.next_event().await, Err(NextEventError::Gap { .. })));
 /// # Ok(()) }
 /// ```
-#[derive(Clone, Default)]
+#[derive(Clone)]
 pub struct FaultyLog {
     shared: Arc<Shared>,
 }
 
-#[derive(Default)]
 struct Shared {
     memory: Memory,
     /// The faults of all connections.
@@ -74,20 +73,32 @@ struct Shared {
     changes: watch::Sender<()>,
 }
 
+impl Default for FaultyLog {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
 impl FaultyLog {
     /// Creates an empty log without faults.
     #[must_use]
     pub fn new() -> Self {
-        Self::default()
+        Self::of(Memory::new())
+    }
+
+    fn of(memory: Memory) -> Self {
+        let shared =
+            Shared { memory, faults: Faults::new(), hidden: Mutex::default(), changes: watch::Sender::default() };
+        Self { shared: Arc::new(shared) }
     }
 
     /// Returns a new connection, for one hub or one publisher.
     #[must_use]
     pub fn connect(&self) -> LogConnection {
-        LogConnection { log: self.clone(), faults: Arc::default() }
+        LogConnection { log: self.clone(), faults: Arc::new(Faults::new()) }
     }
 
-    /// Returns the faults of all connections.
+    /// Returns the faults that apply to every connection, in addition to its own faults.
     #[must_use]
     pub fn faults(&self) -> &Faults {
         &self.shared.faults
@@ -97,8 +108,7 @@ impl FaultyLog {
     /// messages and idempotency keys. The copy has no faults, and hides no records.
     #[must_use]
     pub fn backup(&self) -> Self {
-        let shared = Shared { memory: self.shared.memory.backup(), ..Shared::default() };
-        Self { shared: Arc::new(shared) }
+        Self::of(self.shared.memory.backup())
     }
 
     /// Replaces all data with a copy of the data of another log, as a broker that was restored from
@@ -112,13 +122,21 @@ impl FaultyLog {
     }
 
     /// Removes the newest records, at most this number, and the current values that they have set.
-    /// The epoch stays, so that an instance has to detect the loss.
+    /// The epoch stays, so that an instance has to detect the loss. The numbers that
+    /// [`hide`](Self::hide) has hidden stay hidden, also for the records that are appended next.
     pub fn roll_back(&self, records: u64) {
         self.change(|memory| memory.roll_back(records));
     }
 
+    /// Removes the records up to this number, as a limit of the log does. A number above that of the
+    /// newest record removes all records. Current values stay.
+    pub fn trim_through(&self, number: u64) {
+        self.change(|memory| memory.trim_through(number));
+    }
+
     /// Removes all records, and sets the number of the newest record: as if records up to this
-    /// number had been appended, none of which is retained. Current values stay.
+    /// number had been appended, none of which is retained. For the tests of this crate.
+    #[doc(hidden)]
     pub fn trim_to(&self, last: u64) {
         self.change(|memory| memory.trim_to(last));
     }
@@ -141,8 +159,9 @@ impl FaultyLog {
         self.shared.memory.last()
     }
 
-    /// Returns the current journal of a key with all entries, or `None` if the key has none: what
-    /// the broker has stored of a run. The faults do not apply.
+    /// Returns the current journal of a key with all entries, or `None` if the key has none. The
+    /// faults do not apply. For the tests of this crate, because the entries are not stable.
+    #[doc(hidden)]
     #[must_use]
     pub fn journal(&self, key: &str) -> Option<JournalPage> {
         self.shared.memory.journal(key)
@@ -150,7 +169,7 @@ impl FaultyLog {
 
     /// Removes the newest entries of the current journal of a key, at most this number, and opens
     /// the journal again, as a broker that was restored from a backup. A journal without entries is
-    /// forgotten.
+    /// forgotten. The key of a journal is the name of the run. With 0 entries, nothing changes.
     pub fn roll_back_journal(&self, key: &str, entries: usize) {
         self.shared.memory.roll_back_journal(key, entries);
     }
@@ -194,39 +213,43 @@ impl LogConnection {
         yield_now().await;
         let answer = match self.both().begin(&call)? {
             None => effect(&self.log).await,
-            Some(Fault::Unavailable) => return Err(unavailable()),
-            Some(Fault::Rejected) => return Err(rejected()),
-            Some(Fault::LoseRequest) => return Err(BackplaneError::unknown("the test has lost the request")),
-            Some(Fault::LoseAnswer) => {
+            Some((Fault::Unavailable, _)) => return Err(unavailable()),
+            Some((Fault::Rejected, _)) => return Err(rejected()),
+            Some((Fault::LoseRequest, _)) => return Err(BackplaneError::unknown("the test has lost the request")),
+            Some((Fault::LoseAnswer, _)) => {
                 let _ = effect(&self.log).await;
                 Err(BackplaneError::unknown("the test has lost the answer"))
             }
             // The effect is in a copy of the data, which is dropped.
-            Some(Fault::LoseEffect) => effect(&self.log.backup()).await,
-            Some(Fault::Duplicate) => {
+            Some((Fault::LoseEffect, _)) => effect(&self.log.backup()).await,
+            Some((Fault::Duplicate, _)) => {
                 let _ = effect(&self.log).await;
                 effect(&self.log).await
             }
-            Some(Fault::Delay(time)) => {
+            Some((Fault::Delay(time), _)) => {
                 tokio::time::sleep(time).await;
                 effect(&self.log).await
             }
-            Some(Fault::HoldRequest) => {
-                self.both().hold().await;
+            Some((Fault::HoldRequest, released)) => {
+                self.both().count_hold();
+                released.await;
                 effect(&self.log).await
             }
-            Some(Fault::HoldAnswer) => {
+            Some((Fault::HoldAnswer, released)) => {
                 let answer = effect(&self.log).await;
                 self.log.shared.changes.send_replace(());
-                self.both().hold().await;
+                self.both().count_hold();
+                released.await;
                 answer
             }
-            Some(Fault::Late) => {
-                let (log, released) = (self.log.clone(), self.both().hold());
+            Some((Fault::Late, released)) => {
+                self.both().count_hold();
+                // With the connection, because its faults may release the request.
+                let this = self.clone();
                 tokio::spawn(async move {
                     released.await;
-                    let _ = effect(&log).await;
-                    log.shared.changes.send_replace(());
+                    let _ = effect(&this.log).await;
+                    this.log.shared.changes.send_replace(());
                 });
                 Err(BackplaneError::unknown("the test delays the request"))
             }
@@ -241,12 +264,15 @@ impl LogConnection {
     async fn deliver(&self, call: Call<'_>) -> Answer<usize> {
         match self.both().begin(&call)? {
             None => {}
-            Some(Fault::Unavailable) => return Err(unavailable()),
-            Some(Fault::Rejected) => return Err(rejected()),
-            Some(Fault::LoseRequest | Fault::LoseAnswer | Fault::LoseEffect | Fault::Late) => return Ok(0),
-            Some(Fault::Duplicate) => return Ok(2),
-            Some(Fault::Delay(time)) => tokio::time::sleep(time).await,
-            Some(Fault::HoldRequest | Fault::HoldAnswer) => self.both().hold().await,
+            Some((Fault::Unavailable, _)) => return Err(unavailable()),
+            Some((Fault::Rejected, _)) => return Err(rejected()),
+            Some((Fault::LoseRequest | Fault::LoseAnswer | Fault::LoseEffect | Fault::Late, _)) => return Ok(0),
+            Some((Fault::Duplicate, _)) => return Ok(2),
+            Some((Fault::Delay(time), _)) => tokio::time::sleep(time).await,
+            Some((Fault::HoldRequest | Fault::HoldAnswer, released)) => {
+                self.both().count_hold();
+                released.await;
+            }
         }
         Ok(1)
     }
@@ -257,10 +283,12 @@ impl LogConnection {
         stream: impl Stream<Item = Answer<T>> + Send + 'static,
     ) -> BoxStream<'static, Answer<T>> {
         let broken = || ready(Err(BackplaneError::unavailable("the test has ended the stream")));
+        // Before the check, because a cut right after it would not end the stream.
+        let next_break = self.both().next_break();
         if self.faults.is_cut() || self.log.faults().is_cut() {
             return once(broken()).boxed();
         }
-        stream.take_until(self.both().next_break().boxed()).chain(once(broken())).boxed()
+        stream.take_until(next_break.boxed()).chain(once(broken())).boxed()
     }
 }
 

@@ -141,7 +141,7 @@ impl Faults {
 
     /// Returns the number of requests that were held.
     pub(crate) fn held(&self) -> u64 {
-        self.connection.faults().held()
+        self.connection.faults().holds()
     }
 }
 

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures::future::{BoxFuture, pending, ready};
-use futures::stream::BoxStream;
+use futures::stream::{BoxStream, repeat};
 use futures::{FutureExt, StreamExt};
 use tower_sse::backplane::sealed::Sealed;
 use tower_sse::backplane::{
@@ -126,7 +126,7 @@ async fn hidden_records_break_a_rule() {
 async fn connections_that_share_no_log_break_rules() {
     let (rules, failure) = broken_rules(|_| Memory::new()).await;
     for rule in [
-        "simultaneous_writers_get_each_number_once",
+        "writers_and_readers_see_the_same_order",
         "one_of_many_simultaneous_writers_begins_a_journal",
         "repeated_calls_have_their_effect_once",
     ] {
@@ -156,6 +156,13 @@ enum Defect {
     RejectsALongTime,
     HasOneJournal,
     ReadsKeysInLowerCase,
+    NeverTakes,
+    RepeatsOneMessage,
+    RepeatsOneMessageSlowly,
+    ReadsAnotherOrder,
+    LeavesRecordsOut,
+    RemembersKeysOfAnotherEpoch,
+    KeepsValuesForAMoment,
 }
 
 /// A log in memory with one defect.
@@ -194,6 +201,15 @@ impl Backplane for Defective {
                 _ => {}
             }
         }
+        if self.has(Defect::RemembersKeysOfAnotherEpoch)
+            && let [NewRecord { idempotency_key: Some(_), payload, .. }] = &*records
+        {
+            let stored = self.memory.range(0, 1_000).now_or_never().unwrap().unwrap();
+            let epoch = self.memory.state(None).now_or_never().unwrap().unwrap().epoch;
+            if let Some(stored) = stored.iter().find(|stored| stored.payload == *payload) {
+                return ready(vec![Ok(LogPosition { epoch, sequence: stored.sequence })]).boxed();
+            }
+        }
         self.memory.append(records, seen.filter(|_| !self.has(Defect::KeepsItsEpoch)))
     }
 
@@ -205,7 +221,21 @@ impl Backplane for Defective {
     }
 
     fn range(&self, after: u64, limit: usize) -> BoxFuture<'_, Answer<Vec<Stored>>> {
-        self.memory.range(after, limit)
+        async move {
+            let mut records = self.memory.range(after, limit).await?;
+            if self.has(Defect::ReadsAnotherOrder) {
+                // The payloads of two records are exchanged.
+                for pair in records.chunks_exact_mut(2) {
+                    let first = std::mem::take(&mut pair[0].payload);
+                    pair[0].payload = std::mem::replace(&mut pair[1].payload, first);
+                }
+            }
+            if self.has(Defect::LeavesRecordsOut) {
+                records.retain(|stored| stored.sequence != 600);
+            }
+            Ok(records)
+        }
+        .boxed()
     }
 
     fn tail(&self, after: u64) -> BoxStream<'static, Answer<Vec<Stored>>> {
@@ -225,15 +255,33 @@ impl Backplane for Defective {
         match self.defect {
             Defect::ListensFromTheOldestMessage => self.memory.listen(after.or(Some("0".into()))),
             Defect::ForgetsMarks => self.memory.listen(None).boxed(),
+            Defect::RepeatsOneMessage | Defect::RepeatsOneMessageSlowly if after.is_some() => {
+                let pause = Duration::from_secs(u64::from(self.has(Defect::RepeatsOneMessageSlowly)));
+                let again = repeat(()).then(move |()| async move {
+                    if !pause.is_zero() {
+                        tokio::time::sleep(pause).await;
+                    }
+                    Ok(ControlMessage { mark: "1".into(), message: "first".into() })
+                });
+                again.boxed()
+            }
             _ => self.memory.listen(after),
         }
     }
 
     fn put_once(&self, key: &str, payload: Bytes, time: Duration) -> BoxFuture<'_, Answer<()>> {
-        self.memory.put_once(key, payload, if self.has(Defect::KeepsValues) { time * 1000 } else { time })
+        let time = match self.defect {
+            Defect::KeepsValues => time * 1000,
+            Defect::KeepsValuesForAMoment => time.min(Duration::from_secs(1)),
+            _ => time,
+        };
+        self.memory.put_once(key, payload, time)
     }
 
     fn take(&self, key: &str) -> BoxFuture<'_, Answer<Option<Bytes>>> {
+        if self.has(Defect::NeverTakes) {
+            return pending().boxed();
+        }
         let taken = self.memory.take(key).now_or_never().unwrap();
         if self.has(Defect::GivesAValueAgain)
             && let Ok(Some(payload)) = &taken
@@ -327,6 +375,13 @@ async fn each_defect_of_an_adapter_breaks_the_rule_about_it() {
         (Defect::RejectsALongTime, "a_journal_may_be_closed_for_any_time"),
         (Defect::HasOneJournal, "journals_of_two_keys_are_independent"),
         (Defect::ReadsKeysInLowerCase, "keys_and_entries_may_have_any_bytes"),
+        (Defect::NeverTakes, "a_value_that_is_put_once_is_taken_once"),
+        (Defect::RepeatsOneMessage, "a_listener_with_a_mark_gets_the_messages_after_it"),
+        (Defect::RepeatsOneMessageSlowly, "a_listener_with_a_mark_gets_the_messages_after_it"),
+        (Defect::ReadsAnotherOrder, "writers_and_readers_see_the_same_order"),
+        (Defect::LeavesRecordsOut, "numbers_are_contiguous_and_in_order"),
+        (Defect::RemembersKeysOfAnotherEpoch, "an_idempotency_key_is_for_one_epoch"),
+        (Defect::KeepsValuesForAMoment, "a_value_that_is_put_once_expires"),
     ] {
         let logs = Logs::<Memory>::default();
         let (rules, failure) =

@@ -11,6 +11,7 @@ use tower_sse::{
     Subscription,
 };
 
+use crate::failure;
 use crate::kit::{soon, until};
 
 async fn start(log: &LogConnection) -> Hub {
@@ -134,7 +135,7 @@ async fn a_held_request_has_its_effect_after_the_release() {
     connection.faults().next(Operation::Append, Fault::HoldRequest);
     let mut append = connection.append(record("1"), None);
     assert!(tokio::time::timeout(Duration::from_secs(3600), &mut append).await.is_err());
-    assert_eq!((log.last(), connection.faults().held()), (0, 1));
+    assert_eq!((log.last(), connection.faults().holds()), (0, 1));
     connection.faults().release();
     assert_eq!(soon(append).await[0].as_ref().unwrap().sequence, 1);
 }
@@ -160,6 +161,36 @@ async fn a_late_request_has_its_effect_after_its_caller_has_given_up() {
     tokio::time::sleep(Duration::from_secs(60)).await;
     assert_eq!(log.last(), 0);
     connection.faults().release();
+    until(|| log.last() == 1).await;
+}
+
+/// The release comes as soon as the operation is counted, on another thread.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_release_reaches_every_operation_that_is_counted_as_held() {
+    let connection = FaultyLog::new().connect();
+    for (round, fault) in (1..=4_000).zip([Fault::HoldRequest, Fault::HoldAnswer].into_iter().cycle()) {
+        connection.faults().next(Operation::State, fault);
+        let held = connection.clone();
+        let state = tokio::spawn(async move { held.state(None).await });
+        while connection.faults().holds() < round {
+            std::hint::spin_loop();
+        }
+        connection.faults().release();
+        soon(state).await.unwrap().unwrap();
+    }
+}
+
+/// The hub that made the request is gone.
+#[tokio::test(start_paused = true)]
+async fn a_late_request_of_a_dropped_connection_waits_for_the_release() {
+    let log = FaultyLog::new();
+    let connection = log.connect();
+    log.faults().next(Operation::Append, Fault::Late);
+    assert!(soon(connection.append(record("1"), None)).await[0].as_ref().unwrap_err().is_unknown());
+    drop(connection);
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    assert_eq!(log.last(), 0);
+    log.faults().release();
     until(|| log.last() == 1).await;
 }
 
@@ -204,7 +235,10 @@ async fn a_journal_that_is_rolled_back_is_open_and_shorter() {
     soon(connection.append_journal("answers/7", id, 1, "2".into(), keep)).await.unwrap();
     let journal = log.journal("answers/7").unwrap();
     assert_eq!((journal.entries.len(), journal.is_closed), (2, true));
+    log.roll_back_journal("answers/7", 0);
+    assert_eq!(log.journal("answers/7").unwrap(), journal);
     log.roll_back_journal("answers/7", 1);
+    tokio::time::sleep(Duration::from_secs(120)).await;
     let journal = log.journal("answers/7").unwrap();
     assert_eq!((journal.entries, journal.is_closed), (vec!["1".into()], false));
     let appended = soon(connection.append_journal("answers/7", id, 1, "other".into(), None)).await.unwrap();
@@ -383,7 +417,11 @@ async fn a_log_that_is_rolled_back_forgets_the_keys_and_values_of_lost_records()
     soon(connection.append(vec![lost.clone()], None)).await;
     log.roll_back(1);
     assert_eq!(soon(connection.values()).await.unwrap(), []);
-    assert_eq!(soon(connection.append(vec![lost], None)).await[0].as_ref().unwrap().sequence, 1);
+    // The log remembers the key for ten minutes after the second append.
+    for _ in 0..2 {
+        tokio::time::sleep(Duration::from_secs(350)).await;
+        assert_eq!(soon(connection.append(vec![lost.clone()], None)).await[0].as_ref().unwrap().sequence, 1);
+    }
     assert_eq!(soon(connection.range(0, 10)).await.unwrap().len(), 1);
 }
 
@@ -428,11 +466,28 @@ async fn hidden_records_are_late_and_trimmed_records_are_lost() {
     assert!(page.next_event().now_or_never().is_none());
     pair.log.show_all();
     assert_eq!(headline(&mut page).await, "1");
-    pair.log.trim_to(500);
-    post(&pair.one, "2").await.unwrap();
+    pair.far.faults().cut();
+    for headline in ["2", "3", "4"] {
+        post(&pair.one, headline).await.unwrap();
+    }
+    pair.log.trim_through(3);
+    pair.far.faults().heal();
     let gap = soon(page.next_event()).await.unwrap_err();
     assert!(matches!(gap, NextEventError::Gap { reason: GapReason::Lost, .. }), "{gap}");
-    assert_eq!(headline(&mut page).await, "2");
+    assert_eq!(headline(&mut page).await, "4");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_test_that_waits_for_a_held_operation_has_a_time_limit() {
+    let log = FaultyLog::new();
+    let connection = log.connect();
+    let failure = failure(connection.faults().until_holds(1)).await;
+    assert!(failure.contains("expected 1 held operations, but found 0 after 5s"), "{failure}");
+    connection.faults().next(Operation::State, Fault::HoldRequest);
+    let held = connection.clone();
+    tokio::spawn(async move { held.state(None).await });
+    connection.faults().until_holds(1).await;
+    log.faults().until_holds(1).await;
 }
 
 /// The hub cannot follow the log for a while.

@@ -1,7 +1,7 @@
 //! The contract of adapters, as a suite of rules that runs against any adapter.
 //!
 //! `log.rs`, `control.rs` and `journals.rs` have the rules. A rule is an async function that
-//! returns the text of the first breach. `rule.rs` has what all rules use.
+//! returns the text of the first breach. `rule.rs` has their helpers.
 
 #![allow(clippy::panic, reason = "a broken rule panics, as a failed assertion does")]
 
@@ -13,8 +13,9 @@ mod rule;
 use std::fmt::Write;
 
 use futures::future::{FutureExt, LocalBoxFuture};
+use tokio::time::timeout;
 
-use self::rule::{Logs, Outcome};
+use self::rule::{Logs, Outcome, RULE_LIMIT};
 use crate::backplane::Backplane;
 
 type Check = for<'a> fn(&'a Logs<'a>) -> LocalBoxFuture<'a, Outcome>;
@@ -29,16 +30,17 @@ macro_rules! rules {
     };
 }
 
-fn rules() -> [(&'static str, Check); 25] {
+fn rules() -> [(&'static str, Check); 26] {
     rules![
         log::a_new_log_is_empty,
         log::numbers_are_contiguous_and_in_order,
-        log::simultaneous_writers_get_each_number_once,
+        log::writers_and_readers_see_the_same_order,
         log::a_tail_has_the_stored_and_the_new_records,
         log::a_stream_that_is_not_polled_delays_no_other_call,
         log::current_values_are_the_newest_of_each_id,
         log::a_record_may_be_the_value_of_several_ids,
         log::a_repeated_idempotency_key_is_appended_once,
+        log::an_idempotency_key_is_for_one_epoch,
         log::a_log_that_ends_below_the_seen_position_begins_a_new_epoch,
         control::a_listener_without_a_mark_gets_new_messages,
         control::a_listener_with_a_mark_gets_the_messages_after_it,
@@ -87,13 +89,15 @@ fn rules() -> [(&'static str, Check); 25] {
 /// # Panics
 ///
 /// Panics if the adapter breaks a rule. The text of the panic lists every broken rule by its name,
-/// with what was expected and what happened. A call or a stream that does not answer within 20 s
-/// breaks its rule.
+/// with the expected and the actual result. A call or a stream that does not answer within 20 s
+/// breaks its rule, and so does a rule that takes longer than 60 s.
 pub async fn check_backplane<B: Backplane>(connect: impl Fn(&str) -> B) {
     let connect = |name: &str| -> Box<dyn Backplane> { Box::new(connect(name)) };
     let (mut broken, mut report) = (0, String::new());
     for (name, check) in rules() {
-        if let Err(breach) = check(&Logs::new(name, &connect)).await {
+        let logs = Logs::new(name, &connect);
+        let checked = timeout(RULE_LIMIT, check(&logs)).await;
+        if let Err(breach) = checked.unwrap_or_else(|_| Err(format!("the rule takes longer than {RULE_LIMIT:?}"))) {
             broken += 1;
             let _ = write!(report, "\n  {name}: {breach}");
         }

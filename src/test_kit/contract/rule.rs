@@ -1,4 +1,4 @@
-//! What the rules of the contract use: connections to the log of a rule, and calls with a time
+//! Helpers for the rules of the contract: connections to the log of a rule, and calls with a time
 //! limit that return the text of a breach.
 
 use std::time::Duration;
@@ -15,6 +15,10 @@ pub(super) type Outcome<T = ()> = Result<T, String>;
 
 /// The time limit of each call, far above the expected time.
 pub(super) const LIMIT: Duration = Duration::from_secs(20);
+/// The time limit of each rule. It ends a rule whose calls succeed and lead nowhere.
+pub(super) const RULE_LIMIT: Duration = Duration::from_secs(60);
+/// The pause before a rule tries again.
+pub(super) const PAUSE: Duration = Duration::from_millis(20);
 
 /// Returns the text of a breach unless the condition holds.
 macro_rules! ensure {
