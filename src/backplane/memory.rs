@@ -161,8 +161,8 @@ impl Log {
         position
     }
 
-    /// Forgets the times of the keys that are no longer remembered. Otherwise the time of such a key
-    /// would end a later use of the key early.
+    /// Forgets the times of the keys that are no longer remembered. Otherwise the time of such a
+    /// key would end a later use of the key early.
     #[cfg(feature = "test-kit")]
     pub(super) fn forget_old_keys(&mut self) {
         self.keys.retain(|(_, key)| self.by_key.contains_key(key));

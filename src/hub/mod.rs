@@ -29,7 +29,7 @@ mod departures;
 mod inner;
 mod inspect;
 #[cfg(feature = "test-kit")]
-pub(crate) mod leftovers;
+mod leftovers;
 mod membership;
 mod observe;
 mod peers;

@@ -138,8 +138,11 @@ impl fmt::Display for NextEventError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Gap { reason, topics } => {
-                let topics = topics.iter().map(Topic::as_str).collect::<Vec<_>>().join(", ");
-                write!(f, "events were lost ({reason}): {topics:?}")
+                write!(f, "events were lost ({reason})")?;
+                for (n, topic) in topics.iter().enumerate() {
+                    write!(f, "{}{topic}", if n == 0 { ": " } else { ", " })?;
+                }
+                Ok(())
             }
             Self::End(reason) => write!(f, "the hub ended the stream: {reason}"),
         }

@@ -100,6 +100,19 @@ pub enum Fault {
 }
 
 /// An operation as the condition of [`Faults::every_if`] receives it.
+///
+/// The payloads are in the encoding of the hub, which a later version of this crate may change. A
+/// condition is stable if it uses [`key`](Self::key), [`after`](Self::after) or the text of an
+/// event that the test has published.
+///
+/// ```
+/// use tower_sse::test_kit::{Fault, FaultyLog, Operation};
+///
+/// let log = FaultyLog::new();
+/// log.faults().every_if(Operation::Append, Fault::Rejected, |call| call.contains("Bridge closed"));
+/// log.faults().every_if(Operation::ReadJournal, Fault::Unavailable, |call| call.key == Some("answers/7"));
+/// log.faults().every_if(Operation::Range, Fault::LoseAnswer, |call| call.after.is_some_and(|after| after < 512));
+/// ```
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Call<'a> {
@@ -111,6 +124,7 @@ pub struct Call<'a> {
     /// The key of a journal, or of a value that is stored once.
     pub key: Option<&'a str>,
     /// The bytes of each record, control message, journal entry or value that is sent or delivered.
+    /// Their encoding is not stable.
     pub payloads: Vec<Bytes>,
 }
 
@@ -199,7 +213,7 @@ impl Faults {
     /// use tower_sse::test_kit::{Fault, FaultyLog, Operation};
     ///
     /// let log = FaultyLog::new();
-    /// log.faults().every_if(Operation::DeliverMessage, Fault::LoseRequest, |call| call.contains("goodbye"));
+    /// log.faults().every_if(Operation::AppendJournal, Fault::LoseAnswer, |call| call.key == Some("answers/7"));
     /// ```
     pub fn every_if(
         &self,

@@ -128,8 +128,8 @@ impl FaultyLog {
         self.change(|memory| memory.roll_back(records));
     }
 
-    /// Removes the records up to this number, as a limit of the log does. A number above that of the
-    /// newest record removes all records. Current values stay.
+    /// Removes the records up to this number, as a limit of the log does. A number above that of
+    /// the newest record removes all records. Current values stay.
     pub fn trim_through(&self, number: u64) {
         self.change(|memory| memory.trim_through(number));
     }

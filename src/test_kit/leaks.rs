@@ -40,7 +40,8 @@ const SHOWN: usize = 50;
 ///
 /// # Panics
 ///
-/// Panics after 5 s, and lists what is left. With tokio's paused clock, this costs no real time.
+/// Panics after 5 s, and lists the remaining state. With tokio's paused clock, this costs no real
+/// time. Panics outside of a tokio runtime with a timer, if it has to wait.
 pub async fn assert_no_leaks(hub: &Hub) {
     let left = wait_until_empty(TIME_LIMIT, || hub.connection_state()).await;
     fail_if(&left, "the hub still holds state of connections", TIME_LIMIT);
@@ -75,7 +76,8 @@ pub async fn assert_no_leaks(hub: &Hub) {
 ///
 /// # Panics
 ///
-/// Panics after `limit`, and lists what is left.
+/// Panics after `limit`, and lists the remaining state. Panics outside of a tokio runtime with a
+/// timer, if it has to wait.
 pub async fn assert_forgets_all(hub: &Hub, limit: Duration) {
     let left = wait_until_empty(limit, || {
         let mut left = hub.connection_state();
@@ -105,24 +107,27 @@ pub async fn assert_forgets_all(hub: &Hub, limit: Duration) {
 ///
 /// # Panics
 ///
-/// Panics after 5 s, with the number of clones and the connections that are left.
+/// Panics after 5 s, with the number of clones and the remaining connections. Panics outside of a
+/// tokio runtime with a timer, if it has to wait.
 pub async fn assert_freed(hub: Hub) {
     let hub = hub.into_weak();
     let left = wait_until_empty(TIME_LIMIT, || hub.owners()).await;
     fail_if(&left, "something still keeps the hub", TIME_LIMIT);
 }
 
-/// Waits until there is nothing left, or until the limit. Returns what is left.
+/// Waits until no state is left, or until the limit. Returns the remaining state.
 async fn wait_until_empty(limit: Duration, left: impl Fn() -> Vec<String>) -> Vec<String> {
-    let until = Instant::now() + limit;
+    // No end if the limit exceeds the range of the clock.
+    let until = Instant::now().checked_add(limit);
     let mut pause = SHORTEST_PAUSE;
     loop {
         let left = left();
         let now = Instant::now();
-        if left.is_empty() || now >= until {
+        let rest = until.map_or(Duration::MAX, |until| until.saturating_duration_since(now));
+        if left.is_empty() || rest.is_zero() {
             return left;
         }
-        sleep(pause.min(until - now)).await;
+        sleep(pause.min(rest)).await;
         pause = (pause * 2).min(LONGEST_PAUSE);
     }
 }

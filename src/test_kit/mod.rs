@@ -9,8 +9,8 @@
 //!   [`Backplane`](crate::backplane::Backplane).
 //!
 //! Each method that waits for an event or a state has a time limit, and panics with a description
-//! of what has arrived or what is left. So a missing event fails the test in time. All of them work
-//! with tokio's paused clock, in which a time limit costs no real time.
+//! of the received events or the remaining state. So a missing event fails the test in time. All of
+//! them work with tokio's paused clock, in which a time limit costs no real time.
 //!
 //! ```
 //! # #[cfg(all(feature = "axum", feature = "derive"))]

@@ -2,7 +2,7 @@
 //! further tests are about properties of one broker.
 
 use bytes::Bytes;
-use tower_sse::backplane::{Backplane, LogLimits, LogPosition, NewRecord, Redis, Value};
+use tower_sse::backplane::{Backplane, Begun, Journals as _, LogLimits, LogPosition, NewRecord, Redis, Value};
 use tower_sse::test_kit::check_backplane;
 
 use crate::kit::broker::{Broker, for_each_broker};
@@ -29,6 +29,26 @@ for_each_broker!(
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     adapter_keeps_the_contract(broker): memory, redis, nats
 );
+
+/// The contract allows shorter answers. Those would cost more requests.
+async fn adapter_returns_as_many_records_and_entries_as_fit(broker: impl Broker) {
+    let log = broker.log("n");
+    append(&log, (0..700).map(|n| record(&n.to_string())).collect(), None).await;
+    let range = soon(log.range(3, 5)).await.unwrap();
+    assert_eq!(range.iter().map(|stored| stored.sequence).collect::<Vec<_>>(), [4, 5, 6, 7, 8]);
+
+    let Begun::New(id) = soon(log.begin_journal("answers/7", "entry 0001".into())).await.unwrap() else { panic!() };
+    for after in 1..40 {
+        let entry = format!("entry {:04}", after + 1).into();
+        soon(log.append_journal("answers/7", id, after, entry, None)).await.unwrap();
+    }
+    for (max_bytes, count) in [(0, 1), (1, 1), (25, 2), (100, 10), (usize::MAX, 40)] {
+        let page = soon(log.read_journal("answers/7", Some(id), 0, max_bytes)).await.unwrap().unwrap();
+        assert_eq!(page.entries.len(), count, "{max_bytes}");
+    }
+}
+
+for_each_broker!(adapter_returns_as_many_records_and_entries_as_fit(broker): memory, redis, nats);
 
 /// The batch needs more calls of the script than may be pending on a connection, and the server has
 /// not loaded the script yet.

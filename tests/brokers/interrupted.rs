@@ -33,7 +33,7 @@ async fn start(log: impl Backplane) -> Hub {
 async fn open(hub: &Hub, last_event_id: &str) -> TestClient<SseEndpoint, ()> {
     let request = Request::get("/?topic=a").header("last-event-id", last_event_id).body(()).unwrap();
     let page = TestClient::open(&hub.endpoint(Public::topics(TopicFilter::any())), request).await.unwrap();
-    page.time_limit(Duration::from_secs(3600))
+    page.time_limit(Duration::from_secs(60))
 }
 
 async fn publish(hub: &Hub, topic: &str, count: u32) {
@@ -239,7 +239,7 @@ async fn a_page_that_connects_without_a_broker_receives_stale_after_live() {
     until(|| hub.is_ready()).await;
     log.faults().cut();
     until(|| !hub.is_ready()).await;
-    let mut page = open(&hub, "").await;
+    let mut page = open(&hub, "").await.time_limit(Duration::from_secs(300));
     for name in ["hub.hello", "hub.live", "hub.stale"] {
         assert_eq!(page.next().await.unwrap().name, name);
     }
@@ -250,4 +250,22 @@ async fn a_page_that_connects_without_a_broker_receives_stale_after_live() {
     for _ in 0..3 {
         assert_eq!(page.next().await.unwrap().name, "hub.live");
     }
+}
+
+/// The instance cannot know that the log is still the same, although the tail yields records.
+#[tokio::test(start_paused = true)]
+async fn an_instance_whose_probe_fails_is_not_ready_until_the_probe_succeeds() {
+    let log = FaultyLog::new();
+    let connection = log.connect();
+    let hub = start(connection.clone()).await;
+    let other = start(log.connect()).await;
+    let mut stream = hub.subscribe(Subscription::anonymous().topic("a"), None).unwrap();
+    connection.faults().every(Operation::State, Fault::Unavailable);
+    until(|| !hub.is_ready()).await;
+    publish(&other, "a", 8).await;
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    assert!(!hub.is_ready());
+    connection.faults().heal();
+    count_events(&mut stream, 8).await;
+    until(|| hub.is_ready()).await;
 }

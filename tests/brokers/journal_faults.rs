@@ -1,5 +1,5 @@
-//! A shared log whose journals a test can watch, and whose requests about journals and control
-//! messages fail one by one as the test says. The faults are those of the test kit.
+//! A shared log whose journals a test can watch. A test scripts faults of its requests about
+//! journals and control messages. The faults are those of the test kit.
 
 use std::pin::pin;
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};

@@ -445,6 +445,7 @@ async fn churn_of_users_and_members_leaves_no_state_behind() {
     churn(50_000).await;
     assert_no_leaks(&hub).await;
     assert_forgets_all(&hub, kit::PATIENCE).await;
+    assert_eq!(hub.stats().retained_bytes, 0);
     assert!((0..77).all(|n| hub.topic(format!("t{n}")).presence().members.is_empty()));
 }
 

@@ -385,7 +385,7 @@ async fn streams_that_end_once_are_opened_again() {
     assert_eq!(headline(&mut page).await, "1");
 }
 
-/// Nothing tells the hub about the loss: it has to notice it itself.
+/// The broker does not report the loss, so the hub has to detect it.
 #[tokio::test(start_paused = true)]
 async fn a_log_that_is_rolled_back_is_one_gap() {
     let pair = Pair::start().await;

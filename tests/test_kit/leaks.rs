@@ -155,3 +155,10 @@ async fn a_layer_and_a_stream_keep_a_hub() {
     drop((app, page));
     assert_freed(hub).await;
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_limit_may_exceed_the_range_of_the_clock() {
+    let hub = Hub::builder().build().unwrap();
+    hub.topic("news").publish(Event::unnamed("1")).await.unwrap();
+    assert_forgets_all(&hub, Duration::MAX).await;
+}
