@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "these are tests, helpers and all")]
 
+use futures::FutureExt;
 use proptest::prelude::*;
 use serde::{Deserialize, Serialize};
 use tower_sse::{
@@ -309,4 +310,36 @@ fn an_invalid_topic_converts_into_the_error_of_subscribe() {
     assert!(watch(&hub, "lobby").is_ok());
     let error = watch(&hub, "a/b").unwrap_err();
     assert!(error.is_invalid() && error.status_code() == 400, "{error}");
+}
+
+#[tokio::test]
+async fn a_removal_has_json_as_data_and_removes_the_value_of_its_key() {
+    let hub =
+        Hub::builder().retention_for(TopicFilter::exact("documents"), Retention::latest_per_key()).build().unwrap();
+    let documents = || hub.topic("documents");
+    let deleted = DocumentDeleted { id: 7, deleted_by: "ben".into() };
+    documents().publish(Event::new("document", "a").key("7")).await.unwrap();
+    documents().publish(Event::new("document", "b").key("8")).await.unwrap();
+    let mut open = hub.subscribe(Subscription::anonymous().topic("documents"), None).unwrap();
+    documents().publish(deleted.to_removal().unwrap()).await.unwrap();
+
+    // A page that is opened now gets only the other value.
+    let mut new = hub.subscribe(Subscription::anonymous().topic("documents"), None).unwrap();
+    assert_eq!(new.next_event().await.unwrap().data, "b");
+    assert!(new.next_event().now_or_never().is_none());
+    // Open pages get the removal.
+    let mut received = Vec::new();
+    while let Some(event) = open.next_event().now_or_never() {
+        received.push(event.unwrap());
+    }
+    let last = received.last().unwrap();
+    assert_eq!((&*last.name, &*last.data), ("document.deleted", r#"{"id":7,"deletedBy":"ben"}"#));
+    assert_eq!(last.message().unwrap(), Some(deleted));
+}
+
+#[test]
+fn a_removal_without_a_key_is_an_error() {
+    let error = Order::ListChanged.to_removal().unwrap_err();
+    assert!(error.is_invalid());
+    assert_eq!(error.to_string(), "key is empty");
 }

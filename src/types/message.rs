@@ -3,7 +3,7 @@
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use super::error::PublishError;
+use super::error::{InvalidName, NameProblem, PublishError};
 use super::event::{Event, MAX_EVENT_NAME_BYTES};
 
 /// A type whose values are events: it names the event, and its value as JSON is the data.
@@ -61,6 +61,9 @@ use super::event::{Event, MAX_EVENT_NAME_BYTES};
 /// macro rejects attributes of serde that rename variants or that change their tag. Attributes on
 /// the fields are fine, and so is `rename_all_fields`. The data of a variant without fields is
 /// `null`.
+///
+/// A generic type is a message if it can be serialized. For `key`, write the bound on the type:
+/// `struct Page<T: Display>`.
 pub trait Message: Serialize {
     /// The names of the events of this type.
     const EVENTS: &'static [&'static str];
@@ -102,6 +105,36 @@ pub trait Message: Serialize {
             Some(key) => event.key(key),
             None => event,
         })
+    }
+
+    /// Converts this value into an event that removes the current value of its key, for audiences
+    /// with [`Retention::latest_per_key`](crate::Retention::latest_per_key). The event is also
+    /// delivered, and its data is this value as JSON. The data of [`Event::removal`] is the key.
+    ///
+    /// ```
+    /// # #[cfg(feature = "derive")] #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// use tower_sse::{Hub, Message};
+    ///
+    /// #[derive(serde::Serialize, Message)]
+    /// #[message(event = "document.deleted", key = "id")]
+    /// struct DocumentDeleted { id: u32 }
+    ///
+    /// let hub = Hub::builder().build()?;
+    /// hub.topic("documents").publish(DocumentDeleted { id: 7 }.to_removal()?).await?;
+    /// # Ok(()) }
+    /// # #[cfg(not(feature = "derive"))] fn main() {}
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// Returns the errors of [`to_event`](Self::to_event), and an error if the value has no key.
+    fn to_removal(&self) -> Result<Event, PublishError> {
+        let mut event = self.to_event()?;
+        if event.key.is_none() {
+            return Err(InvalidName::new("key", NameProblem::Empty).into());
+        }
+        event.removes = true;
+        Ok(event)
     }
 
     /// Converts the name and the data of an event into a value. Returns `None` if the event is none
