@@ -3,8 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use serde_json::json;
-use tower_sse::{Event, Hub, Message, Position, ReceivedEvent};
+use tower_sse::{Hub, Message, Position, ReceivedEvent};
 
 use crate::error::{Error, text};
 use crate::events::{Document, DocumentDeleted, Notification};
@@ -69,7 +68,7 @@ impl Documents {
             events.push(Notification::new(id, &document.owner, text, "/documents").addressed(&self.hub)?);
         }
         // Removes the current value from the log, and the document from open pages.
-        events.push((self.hub.topic(TOPIC), removal(&DocumentDeleted { id: id.to_owned() })));
+        events.push((self.hub.topic(TOPIC), DocumentDeleted { id: id.to_owned() }.to_removal()?));
         Ok(publish_all(&self.hub, events).await?)
     }
 }
@@ -90,9 +89,4 @@ impl Follower for Documents {
     fn clear(&self) {
         lock(&self.all).clear();
     }
-}
-
-/// Returns the event, which removes the document from the current values of the log.
-fn removal(deleted: &DocumentDeleted) -> Event {
-    Event::removal(deleted.id.clone()).name(deleted.event()).data(json!(deleted).to_string())
 }

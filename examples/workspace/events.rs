@@ -1,11 +1,11 @@
 //! The events of the application. Each name is written here once: the pages have the names and the
 //! types from the generated modules `pages/events.ts` and `pages/events.js`.
 //!
-//! `cargo test --test describe` writes these modules. Times are in milliseconds since the Unix
+//! `cargo test --test describe` updates these modules. Times are in milliseconds since the Unix
 //! epoch, and all numbers are far below 2^53, so the pages read them as numbers.
 
 use serde::{Deserialize, Serialize};
-use tower_sse::{Message, TypeScript};
+use tower_sse::{Message, ReceivedEvent, TypeScript};
 use ts_rs::TS;
 
 /// A document was created.
@@ -19,9 +19,9 @@ pub(crate) struct Document {
     pub(crate) created: u64,
 }
 
-/// A document was deleted.
+/// A document was deleted. This event removes the current value with the same key.
 #[derive(Serialize, Deserialize, Message, TS)]
-#[message(event = "document.deleted")]
+#[message(event = "document.deleted", key = "id")]
 pub(crate) struct DocumentDeleted {
     pub(crate) id: String,
 }
@@ -120,6 +120,16 @@ pub(crate) struct Sample {
 #[message(event = "session.ended", key = "id")]
 pub(crate) struct SessionEnded {
     pub(crate) id: String,
+}
+
+impl SessionEnded {
+    /// Returns the ended session, if the event ends one.
+    ///
+    /// Earlier versions of this program sent the bare id as data. These events stay valid:
+    /// otherwise a session that ended before an update would be valid again after it.
+    pub(crate) fn read(event: &ReceivedEvent) -> Option<Self> {
+        event.message().unwrap_or_else(|_| Some(Self { id: event.data.clone() }))
+    }
 }
 
 /// The module of the pages.

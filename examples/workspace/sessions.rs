@@ -18,7 +18,7 @@ use tower_sse::{
 };
 
 use crate::events::SessionEnded;
-use crate::replica::{Follower, Shared, lock, now, value};
+use crate::replica::{Follower, Shared, lock, now};
 use crate::{documents, feed, metrics, reports};
 
 /// The topic of the events that end sessions, which every instance follows.
@@ -152,7 +152,7 @@ impl Follower for Sessions {
     }
 
     fn apply(&self, event: &ReceivedEvent) {
-        let Some(SessionEnded { id }) = value(event) else { return };
+        let Some(SessionEnded { id }) = SessionEnded::read(event) else { return };
         let mut ended = lock(&self.ended);
         // Forget sessions whose cookies have expired by now.
         let oldest = now().saturating_sub(u64::try_from(LIFETIME.as_millis()).unwrap_or(u64::MAX));

@@ -1,13 +1,14 @@
-//! The error of describing the events.
+//! The error of `TypeScript` and `StreamSchema`.
 
 use std::error::Error;
 use std::fmt;
 #[cfg(feature = "typescript")]
 use std::{io, path::PathBuf};
 
-/// The error of describing the events of an application: of `TypeScript` and `StreamSchema`.
+/// The error of `TypeScript` and `StreamSchema`.
 ///
-/// Its text lists everything that is wrong, one problem on each line.
+/// Its text lists all problems, one on each line. `Debug` writes the same text, so that a test that
+/// returns this error, or unwraps it, shows the problems as lines.
 ///
 /// ```
 /// # #[cfg(all(feature = "derive", feature = "typescript"))] {
@@ -23,16 +24,15 @@ use std::{io, path::PathBuf};
 /// assert!(error.to_string().contains("`DocumentDeleted`, field `id`"), "{error}");
 /// # }
 /// ```
-#[derive(Debug)]
 pub struct DescribeError(Kind);
 
-#[derive(Debug)]
 enum Kind {
     Invalid(Vec<String>),
     #[cfg(feature = "typescript")]
     Outdated {
         path: PathBuf,
         line: usize,
+        is_written: bool,
     },
     #[cfg(feature = "typescript")]
     File {
@@ -48,8 +48,8 @@ impl DescribeError {
     }
 
     #[cfg(feature = "typescript")]
-    pub(super) fn outdated(path: PathBuf, line: usize) -> Self {
-        Self(Kind::Outdated { path, line })
+    pub(super) fn outdated(path: PathBuf, line: usize, is_written: bool) -> Self {
+        Self(Kind::Outdated { path, line, is_written })
     }
 
     #[cfg(feature = "typescript")]
@@ -57,16 +57,15 @@ impl DescribeError {
         Self(Kind::File { path, cause })
     }
 
-    /// Returns whether the description would be wrong: an integer is too large for JavaScript, two
-    /// types have the same event or the same name, or the description of an enum has another form
-    /// than its data.
+    /// Returns whether the description would be wrong. The errors of `TypeScript` and of
+    /// `StreamSchema` list the causes.
     #[must_use]
     pub fn is_invalid(&self) -> bool {
         matches!(self.0, Kind::Invalid(_))
     }
 
-    /// Returns whether a file does not have the generated text. If the file cannot be read, for
-    /// example because it does not exist, the error is of the file instead: its
+    /// Returns whether a file did not have the generated text. After `TypeScript::update`, it has
+    /// the text. If a file cannot be read or written, this is false, and
     /// [`source`](Error::source) is the [`std::io::Error`].
     #[must_use]
     pub fn is_outdated(&self) -> bool {
@@ -82,12 +81,19 @@ impl fmt::Display for DescribeError {
         match &self.0 {
             Kind::Invalid(problems) => f.write_str(&problems.join("\n")),
             #[cfg(feature = "typescript")]
-            Kind::Outdated { path, line } => {
-                write!(f, "{} is outdated from line {line} on: generate it again with `write`", path.display())
+            Kind::Outdated { path, line, is_written } => {
+                let (path, now) = (path.display(), if *is_written { ", and has been written" } else { "" });
+                write!(f, "{path} was outdated from line {line} on{now}")
             }
             #[cfg(feature = "typescript")]
             Kind::File { path, cause } => write!(f, "{}: {cause}", path.display()),
         }
+    }
+}
+
+impl fmt::Debug for DescribeError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
     }
 }
 

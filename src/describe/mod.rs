@@ -4,8 +4,8 @@
 //!    OpenAPI document (`stream_schema.rs`).
 //! 2. Both list the events of the application and those of the hub. The hub's events are described
 //!    in one place ([`hub_events`]), which a test compares with the frames of the hub.
-//! 3. An event is that of one type ([`event_names`]). A description that would be wrong is an error
-//!    that names the type ([`error`]).
+//! 3. Each event belongs to one type ([`event_names`]). A description that would be wrong is an
+//!    error that names the type ([`error`]).
 //! 4. Types of TypeScript are read as text, because `ts-rs` returns text (`types_text.rs`).
 
 mod error;

@@ -61,7 +61,7 @@ type Schemas = BTreeMap<String, RefOr<Schema>>;
 /// the same name and different schemas, if `utoipa` describes an enum in another form than serde's
 /// default, or if it describes the keys of a map as integers. A type gets another name with
 /// `#[schema(as = …)]`.
-#[derive(Clone, Default)]
+#[derive(Clone)]
 #[doc(alias = "openapi")]
 #[doc(alias = "utoipa")]
 #[doc(alias = "itemSchema")]
@@ -77,7 +77,8 @@ impl StreamSchema {
     /// Creates the description of a stream with only the hub's own events.
     #[must_use]
     pub fn new() -> Self {
-        let mut new = Self::default();
+        let (events, names) = (Vec::new(), EventNames::default());
+        let mut new = Self { events, names, schemas: Schemas::new(), problems: Vec::new() };
         for event in HUB_EVENTS {
             new.insert(event.type_name, payload_of_hub(event).into());
         }
@@ -86,7 +87,7 @@ impl StreamSchema {
 
     /// Adds the events of a type. A type that was added before is not added again.
     #[must_use]
-    pub fn message<M: Message + ToSchema>(mut self) -> Self {
+    pub fn message<M: Message + ToSchema + 'static>(mut self) -> Self {
         if self.names.add::<M>(&mut self.problems) {
             self.add_payloads::<M>();
         }
@@ -191,12 +192,13 @@ impl StreamSchema {
     /// a payload refers to. `#[schema(no_recursion)]` leaves such schemas out. After an error, the
     /// document is unchanged.
     pub fn add_to(&self, document: &mut OpenApi, path: &str) -> Result<(), DescribeError> {
-        let response = self.response()?;
+        let (response, items) = (self.response()?, self.item_schema()?.into());
         let mut components = document.components.clone().unwrap_or_default();
         let conflicts =
             self.schemas.iter().filter_map(|(name, schema)| insert(&mut components.schemas, name, schema.clone()));
         DescribeError::of(&conflicts.collect::<Vec<_>>())?;
-        let missing = self.schemas.values().flat_map(references).filter(|name| !components.schemas.contains_key(name));
+        let referenced: BTreeSet<_> = self.schemas.values().chain([&items]).flat_map(references).collect();
+        let missing = referenced.iter().filter(|name| !components.schemas.contains_key(*name));
         let missing = missing.map(|name| format!("the schema `{name}` is missing: add it to the document"));
         DescribeError::of(&missing.collect::<Vec<_>>())?;
 
@@ -214,6 +216,12 @@ impl StreamSchema {
         });
         operation.responses.responses.insert("200".to_owned(), response.into());
         Ok(())
+    }
+}
+
+impl Default for StreamSchema {
+    fn default() -> Self {
+        Self::new()
     }
 }
 

@@ -1,4 +1,4 @@
-//! Types of TypeScript as text: the content of a variant, and integers of any size.
+//! Types of TypeScript as text: the content of a variant, integers of any size, and comments.
 
 use std::ops::Range;
 
@@ -43,6 +43,26 @@ fn tokens(text: &str) -> Vec<(Token<'_>, Range<usize>)> {
 
 fn is_of_word(c: char) -> bool {
     c.is_alphanumeric() || c == '_' || c == '$'
+}
+
+/// Returns whether a text is an identifier.
+pub(super) fn is_identifier(text: &str) -> bool {
+    text.starts_with(|first: char| is_of_word(first) && !first.is_numeric()) && text.chars().all(is_of_word)
+}
+
+/// Escapes `*/` in the comments that `ts-rs` writes. Otherwise the comment would end there.
+pub(super) fn escape_comment_ends(text: &str) -> String {
+    let mut is_comment = false;
+    let lines = text.split('\n').map(|line| {
+        match line.trim() {
+            "/**" => is_comment = true,
+            "*/" => is_comment = false,
+            _ if is_comment => return line.replace("*/", "*\\/"),
+            _ => {}
+        }
+        line.to_owned()
+    });
+    lines.collect::<Vec<_>>().join("\n")
 }
 
 /// Returns the length of a text in quotes, with its quotes.
@@ -104,8 +124,8 @@ fn is_one_type(tokens: &[(Token<'_>, Range<usize>)]) -> bool {
 /// Returns the fields with integers that JavaScript cannot read exactly, as paths: `order.id`. The
 /// path is empty for a type that is such an integer itself.
 ///
-/// Also returns the type with texts in place of such integers as the keys of maps, because a key is
-/// a text in JSON, and so it is exact.
+/// Also returns the type with texts as the keys of maps, in place of such integers and of booleans:
+/// a key is a text in JSON, and TypeScript has no such keys.
 pub(super) fn large_integers(text: &str) -> (String, Vec<String>) {
     let tokens = tokens(text);
     let (mut exact, mut copied, mut found) = (String::new(), 0, Vec::new());
@@ -123,14 +143,15 @@ pub(super) fn large_integers(text: &str) -> (String, Vec<String>) {
                     *key = Some(name);
                 }
             }
+            Token::Word(LARGE_INTEGER | "boolean")
+                if before(1) == Some(Token::Word("in")) && before(3) == Some(Token::Symbol('[')) =>
+            {
+                exact.push_str(&text[copied..place.start]);
+                exact.push_str("string");
+                copied = place.end;
+            }
             Token::Word(LARGE_INTEGER) if !is_name => {
-                if before(1) == Some(Token::Word("in")) && before(3) == Some(Token::Symbol('[')) {
-                    exact.push_str(&text[copied..place.start]);
-                    exact.push_str("string");
-                    copied = place.end;
-                } else {
-                    found.push(path.iter().flatten().copied().collect::<Vec<_>>().join("."));
-                }
+                found.push(path.iter().flatten().copied().collect::<Vec<_>>().join("."));
             }
             _ => {}
         }
@@ -187,5 +208,22 @@ mod tests {
             large_integers("{ [key in bigint]?: bigint }"),
             ("{ [key in string]?: bigint }".into(), vec![String::new()])
         );
+        let (exact, fields) = large_integers("{ [key in boolean]: boolean }");
+        assert_eq!((&*exact, fields), ("{ [key in string]: boolean }", Vec::new()));
+    }
+
+    #[test]
+    fn the_end_of_a_comment_in_a_comment_is_escaped() {
+        let text = "/**\n * a */ b\n */\nexport type A = { \n/**\n * `*/`\n */\na: \"*/\", };";
+        let escaped = "/**\n * a *\\/ b\n */\nexport type A = { \n/**\n * `*\\/`\n */\na: \"*/\", };";
+        assert_eq!(escape_comment_ends(text), escaped);
+    }
+
+    #[test]
+    fn an_identifier_has_no_other_characters() {
+        for (text, expected) in [("A1", true), ("_a$", true), ("Ä", true), ("a-b", false), ("1a", false), ("", false)]
+        {
+            assert_eq!(is_identifier(text), expected, "{text}");
+        }
     }
 }

@@ -2,9 +2,10 @@
 
 use std::any::{TypeId, type_name};
 use std::collections::{BTreeMap, HashSet};
-use std::fs;
 use std::num::{NonZeroIsize, NonZeroUsize};
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::{fs, io, process};
 
 use ts_rs::{Config, TS, TypeVisitor};
 
@@ -12,7 +13,7 @@ use super::error::DescribeError;
 use super::event_names::EventNames;
 use super::hub_events::HUB_EVENTS;
 use super::module_text::{HEADER, ON, ON_IN_JAVASCRIPT, TAKEN_NAMES, events_interface, hub_events};
-use super::types_text::{content_of_variant, large_integers};
+use super::types_text::{content_of_variant, escape_comment_ends, is_identifier, large_integers};
 use crate::types::Message;
 
 /// Writes a module for pages, in TypeScript or in JavaScript: the types of the payloads, the names
@@ -63,18 +64,13 @@ use crate::types::Message;
 /// on(source, "hub.gap", ({ reason }) => fetchDocuments(reason));
 /// ```
 ///
-/// A test writes the file on the machine of a developer. In CI it fails if the file in the
-/// repository is outdated:
+/// A test updates the file, and fails if the file was outdated:
 ///
 /// ```no_run
 /// # fn main() -> Result<(), tower_sse::DescribeError> {
 /// # use tower_sse::TypeScript;
 /// let module = TypeScript::new(); // .message::<DocumentDeleted>() …
-/// if std::env::var_os("CI").is_some() {
-///     module.check("web/events.ts")?;
-/// } else {
-///     module.write("web/events.ts")?;
-/// }
+/// module.update("web/events.ts")?;
 /// # Ok(()) }
 /// ```
 ///
@@ -85,15 +81,19 @@ use crate::types::Message;
 /// - A field has an integer of 64 bits or more. `JSON.parse` reads a number above 2⁵³ inexactly,
 ///   and `ts-rs` would declare the field as `bigint`, which it is not. Send such integers as text,
 ///   with serde and `#[ts(type = "string")]`. If the integers are never that large, state it with
-///   `#[ts(type = "number")]`. The keys of maps are texts in JSON, so they may have any size.
+///   `#[ts(type = "number")]`. The error names the type and the field. For `usize` and `isize`, it
+///   names only the type of the field. A map may have such integers as keys, because keys are texts
+///   in JSON. A newtype of such an integer is reported also as a key: describe the map with
+///   `#[ts(as = "HashMap<u64, T>")]`.
 /// - Two types have the same event, or the same name and different fields. `#[ts(rename = "…")]`
 ///   gives a type another name.
-/// - A type has the name of one in the rest of the module, for example `Events` or `HubGap`.
+/// - A type has a name that the module itself defines, for example `Events` or `HubGap`, or a name
+///   that is not an identifier of TypeScript, for example because of `#[serde(rename = "a-b")]`.
 /// - `ts-rs` describes an enum in another form than serde's default, or without a variant.
 #[derive(Clone, Debug, Default)]
 #[doc(alias = "ts")]
 #[doc(alias = "events.ts")]
-#[must_use = "this writes nothing until `write` is called"]
+#[must_use = "this writes nothing until `update` or `write` is called"]
 pub struct TypeScript {
     /// The names of the events, and their payloads.
     events: Vec<(&'static str, String)>,
@@ -134,10 +134,10 @@ impl TypeScript {
             // The parameters of a generic type are only in its name.
             let payload = self.exact(&M::name(&config), type_name::<M>());
             self.events.extend(M::EVENTS.iter().map(|event| (*event, payload.clone())));
-            self.visit_type::<M>(type_name::<M>());
+            self.visit_type::<M>();
             return;
         }
-        let (name, union) = (M::ident(&config), M::inline(&config));
+        let (name, union) = (M::ident(&config), escape_comment_ends(&M::inline(&config)));
         for (event, variant) in M::EVENTS.iter().zip(M::VARIANTS) {
             let Some(content) = content_of_variant(&union, variant) else {
                 self.problem(format!(
@@ -165,10 +165,7 @@ impl TypeScript {
     }
 
     /// Declares a type, if it has a declaration, and then the types of its fields.
-    fn visit_type<T: TS + 'static + ?Sized>(&mut self, owner: &str) {
-        if INEXACT.iter().any(|inexact| inexact() == TypeId::of::<T>()) {
-            self.problem(inexact_integer(&format!("`{owner}`, a field of the type `{}`", type_name::<T>())));
-        }
+    fn visit_type<T: TS + 'static + ?Sized>(&mut self) {
         // A container has no declaration. `visit_generics` visits the types in it.
         if T::output_path().is_none() || !self.visited.insert(TypeId::of::<T>()) {
             return;
@@ -182,9 +179,12 @@ impl TypeScript {
     }
 
     fn visit_fields<T: TS + 'static + ?Sized>(&mut self, owner: &str) {
-        let mut visitor = Visitor { module: self, owner: owner.to_owned() };
+        let mut visitor = Visitor { module: self, sizes: BTreeMap::new() };
         T::visit_dependencies(&mut visitor);
         T::visit_generics(&mut visitor);
+        for (integer, _) in visitor.sizes.into_iter().filter(|(_, uses)| *uses > 0) {
+            self.problem(inexact_integer(&format!("`{owner}`, a field of the type `{integer}`")));
+        }
     }
 
     fn declare(&mut self, name: &str, docs: Option<String>, original: String, rust_type: &'static str) {
@@ -197,12 +197,18 @@ impl TypeScript {
             }
             return;
         }
+        if !is_identifier(name) {
+            self.problem(format!(
+                "`{rust_type}`: the name `{name}` is not an identifier of TypeScript. Rename it with `#[ts(rename = \"…\")]`"
+            ));
+        }
         if TAKEN_NAMES.contains(&name) || HUB_EVENTS.iter().any(|event| event.type_name == name) {
             self.problem(format!(
                 "`{rust_type}`: the module itself has a type with the name `{name}`. Rename yours with `#[ts(rename = \"…\")]`"
             ));
         }
-        let text = format!("\n{}export {}\n", docs.unwrap_or_default(), self.exact(&original, name));
+        let text = format!("{}export {original}", docs.unwrap_or_default());
+        let text = format!("\n{}\n", self.exact(&escape_comment_ends(&text), name));
         self.declarations.insert(name.to_owned(), Declaration { rust_type, original, text });
     }
 
@@ -243,52 +249,121 @@ impl TypeScript {
         Ok([HEADER, ON_IN_JAVASCRIPT].concat())
     }
 
-    /// Writes the module to a file, if the file does not have this text already. The module is in
-    /// JavaScript if the name ends in `.js` or `.mjs`, and in TypeScript otherwise.
+    /// Writes the module to a file, and returns an error if the file was outdated. Call it in a
+    /// test: on the machine of a developer, the next run of the test passes. In CI, the test fails
+    /// if the file in the repository is outdated.
     ///
-    /// Call it in a test or in a command, and not in a server: it blocks the thread.
+    /// The name of the file ends in `.ts` or `.mts` for TypeScript, or in `.js` or `.mjs` for
+    /// JavaScript. The file is replaced at once, so a program that reads it meanwhile gets the old
+    /// text or the new one. Folders that do not exist are created. The line ends of the file may be
+    /// those of Windows.
     ///
     /// # Errors
     ///
-    /// Returns an error if the types would be wrong ([`DescribeError::is_invalid`]), or if the file
-    /// cannot be written. The folder of the file must exist.
-    pub fn write(&self, path: impl AsRef<Path>) -> Result<(), DescribeError> {
-        let (path, text) = (path.as_ref(), self.text_for(path.as_ref())?);
-        if fs::read_to_string(path).is_ok_and(|old| first_difference(&old, &text).is_none()) {
-            return Ok(());
+    /// Returns an error in these cases:
+    ///
+    /// - The file did not exist or had another text ([`DescribeError::is_outdated`]). It has the
+    ///   right text now.
+    /// - The types would be wrong ([`DescribeError::is_invalid`]). The file is unchanged.
+    /// - The file cannot be written, or its name has another ending.
+    pub fn update(&self, path: impl AsRef<Path>) -> Result<(), DescribeError> {
+        match self.replace(path.as_ref())? {
+            None => Ok(()),
+            Some(line) => Err(DescribeError::outdated(path.as_ref().to_owned(), line, true)),
         }
-        fs::write(path, text).map_err(|cause| DescribeError::file(path.to_owned(), cause))
     }
 
-    /// Checks that a file has the text that [`write`](Self::write) would write. The line ends may
-    /// be those of Windows.
+    /// Writes the module to a file like [`update`](Self::update), but without an error if the file
+    /// was outdated, for example in a command that generates files.
+    ///
+    /// # Errors
+    ///
+    /// Returns an error if the types would be wrong ([`DescribeError::is_invalid`]), if the file
+    /// cannot be written, or if its name has another ending.
+    pub fn write(&self, path: impl AsRef<Path>) -> Result<(), DescribeError> {
+        self.replace(path.as_ref()).map(drop)
+    }
+
+    /// Checks that a file has the text that [`update`](Self::update) would write, and writes
+    /// nothing.
     ///
     /// # Errors
     ///
     /// Returns an error if the file has another text ([`DescribeError::is_outdated`]), if it cannot
-    /// be read, or if the types would be wrong ([`DescribeError::is_invalid`]).
+    /// be read, if its name has another ending, or if the types would be wrong
+    /// ([`DescribeError::is_invalid`]).
     pub fn check(&self, path: impl AsRef<Path>) -> Result<(), DescribeError> {
         let (path, text) = (path.as_ref(), self.text_for(path.as_ref())?);
         let old = fs::read_to_string(path).map_err(|cause| DescribeError::file(path.to_owned(), cause))?;
-        first_difference(&old, &text).map_or(Ok(()), |line| Err(DescribeError::outdated(path.to_owned(), line)))
+        first_difference(&old, &text).map_or(Ok(()), |line| Err(DescribeError::outdated(path.to_owned(), line, false)))
+    }
+
+    /// Writes the file if it is outdated. Returns the first line that differed.
+    fn replace(&self, path: &Path) -> Result<Option<usize>, DescribeError> {
+        let text = self.text_for(path)?;
+        // A file that cannot be read does not exist, or is not text.
+        let old = fs::read_to_string(path).unwrap_or_default();
+        let Some(line) = first_difference(&old, &text) else { return Ok(None) };
+        replace_file(path, &text).map_err(|cause| DescribeError::file(path.to_owned(), cause))?;
+        Ok(Some(line))
     }
 
     fn text_for(&self, path: &Path) -> Result<String, DescribeError> {
-        let is_javascript = path.extension().is_some_and(|ending| ending == "js" || ending == "mjs");
-        if is_javascript { self.to_javascript() } else { self.to_typescript() }
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        let is_declaration = name.ends_with(".d.ts") || name.ends_with(".d.mts");
+        match path.extension().and_then(|ending| ending.to_str()) {
+            Some("ts" | "mts") if !is_declaration => self.to_typescript(),
+            Some("js" | "mjs") => self.to_javascript(),
+            _ => {
+                let problem = "the name of the module has to end in `.ts`, `.mts`, `.js` or `.mjs`, and not in `.d.ts`";
+                Err(DescribeError::file(path.to_owned(), io::Error::new(io::ErrorKind::InvalidInput, problem)))
+            }
+        }
     }
 }
 
 /// Visits the types of the fields of a type.
 struct Visitor<'a> {
     module: &'a mut TypeScript,
-    owner: String,
+    /// The types in [`INEXACT`], and how often they occur other than as the key of a map.
+    sizes: BTreeMap<&'static str, i32>,
 }
 
 impl TypeVisitor for Visitor<'_> {
     fn visit<T: TS + 'static + ?Sized>(&mut self) {
-        self.module.visit_type::<T>(&self.owner);
+        if is_inexact::<T>() {
+            *self.sizes.entry(type_name::<T>()).or_default() += 1;
+        }
+        // `ts-rs` also visits the key, before or after the map.
+        if let Some(key) = inexact_key::<T>() {
+            *self.sizes.entry(key).or_default() -= 1;
+        }
+        self.module.visit_type::<T>();
     }
+}
+
+/// Returns the type of the keys of a map, if it is in [`INEXACT`].
+fn inexact_key<T: TS + 'static + ?Sized>() -> Option<&'static str> {
+    /// The first parameter that `ts-rs` visits. That of a map is the type of its keys.
+    #[derive(Default)]
+    struct First(Option<Option<&'static str>>);
+
+    impl TypeVisitor for First {
+        fn visit<T: TS + 'static + ?Sized>(&mut self) {
+            self.0.get_or_insert_with(|| is_inexact::<T>().then(type_name::<T>));
+        }
+    }
+
+    if T::output_path().is_some() || !T::name(&config()).starts_with("{ [key in number]") {
+        return None;
+    }
+    let mut first = First::default();
+    T::visit_generics(&mut first);
+    first.0.flatten()
+}
+
+fn is_inexact<T: 'static + ?Sized>() -> bool {
+    INEXACT.iter().any(|inexact| inexact() == TypeId::of::<T>())
 }
 
 /// The integers that may be too large, and that `ts-rs` nevertheless declares as `number`.
@@ -305,6 +380,23 @@ fn inexact_integer(place: &str) -> String {
         "{place}: JavaScript reads an integer of this type inexactly above 2^53. Send it as text, with serde and \
          `#[ts(type = \"string\")]`, or state that it is never that large, with `#[ts(type = \"number\")]`"
     )
+}
+
+/// Replaces a file at once: writes a temporary file beside it, and renames that.
+fn replace_file(path: &Path, text: &str) -> io::Result<()> {
+    // Several tests of a process may write the same file.
+    static NUMBER: AtomicU32 = AtomicU32::new(0);
+    let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+    if let Some(folder) = path.parent() {
+        fs::create_dir_all(folder)?;
+    }
+    let mut temporary = PathBuf::from(path);
+    temporary.as_mut_os_string().push(format!(".{}-{number}.tmp", process::id()));
+    let renamed = fs::write(&temporary, text).and_then(|()| fs::rename(&temporary, path));
+    if renamed.is_err() {
+        drop(fs::remove_file(&temporary));
+    }
+    renamed
 }
 
 /// Returns the number of the first line that differs.

@@ -7,13 +7,13 @@ use tower_sse::{Message, StreamSchema, TypeScript};
 use ts_rs::TS;
 use utoipa::ToSchema;
 
-/// A document was deleted.
+/// A document was deleted: `documents/*/7`.
 #[derive(Serialize, Deserialize, Message, TS, ToSchema)]
 #[message(event = "document.deleted", key = "id")]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct DocumentDeleted {
     pub(crate) id: u32,
-    /// The user who deleted it: "ada" | { "ben" }.
+    /// The user who deleted it: "ada" | { "ben" } */.
     pub(crate) deleted_by: String,
     pub(crate) note: Option<String>,
 }

@@ -3,7 +3,9 @@
 use std::collections::BTreeSet;
 use std::fmt::Write;
 
-use tower_sse::TypeScript;
+use serde::Serialize;
+use tower_sse::{Message, TypeScript};
+use ts_rs::TS;
 
 use crate::messages::module;
 use crate::node::Node;
@@ -216,6 +218,95 @@ fn a_file_is_current_or_outdated() {
     }
     module().write(&path).unwrap();
     module().check(&path).unwrap();
-    assert!(module().write(folder.join("none/events.ts")).is_err());
     std::fs::remove_dir_all(folder).unwrap();
+}
+
+#[test]
+fn update_writes_an_outdated_file_and_returns_an_error() {
+    let folder = std::env::temp_dir().join(format!("tower-sse-update-{}", std::process::id()));
+    let path = folder.join("a/events.ts");
+    for text in [None, Some("old"), Some("")] {
+        if let Some(text) = text {
+            std::fs::write(&path, text).unwrap();
+        }
+        let error = module().update(&path).unwrap_err();
+        assert!(error.is_outdated(), "{error}");
+        assert_eq!(error.to_string(), format!("{} was outdated from line 1 on, and has been written", path.display()));
+        module().check(&path).unwrap();
+        module().update(&path).unwrap();
+    }
+    // No temporary file is left.
+    assert_eq!(std::fs::read_dir(folder.join("a")).unwrap().count(), 1);
+    std::fs::create_dir_all(folder.join("folder.ts")).unwrap();
+    let error = module().update(folder.join("folder.ts")).unwrap_err();
+    assert!(!error.is_outdated() && !error.is_invalid(), "{error}");
+    assert_eq!(std::fs::read_dir(&folder).unwrap().count(), 2);
+    std::fs::remove_dir_all(folder).unwrap();
+}
+
+#[test]
+fn a_file_that_is_no_module_is_rejected() {
+    for name in ["events.cjs", "events.d.ts", "events.d.mts", "events.json", "events"] {
+        let path = std::env::temp_dir().join(name);
+        let error = module().write(&path).unwrap_err();
+        assert!(error.to_string().contains("has to end in `.ts`"), "{error}");
+        assert!(!path.exists() && module().check(&path).is_err() && module().update(&path).is_err());
+    }
+}
+
+/// The guide lists these attributes of serde, which `ts-rs` does not read, with their counterparts.
+#[test]
+fn attributes_that_ts_rs_does_not_read_have_counterparts() {
+    mod as_text {
+        pub(super) fn serialize<S: serde::Serializer>(number: &u64, serializer: S) -> Result<S::Ok, S::Error> {
+            serializer.collect_str(number)
+        }
+    }
+    #[derive(Serialize, Message, TS)]
+    #[message(event = "attributes")]
+    #[serde(rename_all(serialize = "camelCase"))]
+    #[ts(rename_all = "camelCase")]
+    struct Attributes {
+        #[serde(serialize_with = "as_text::serialize")]
+        #[ts(type = "string")]
+        serialized_with: u64,
+        #[serde(skip_serializing)]
+        #[ts(skip)]
+        #[allow(dead_code, reason = "it is skipped")]
+        skipped: u8,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        #[ts(optional)]
+        only_if: Option<u8>,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        with_default: Option<u8>,
+        #[serde(rename(serialize = "other"))]
+        #[ts(rename = "other")]
+        renamed: u8,
+        transparent: Transparent,
+    }
+    #[derive(Serialize, TS)]
+    #[serde(transparent)]
+    #[ts(as = "String")]
+    struct Transparent {
+        text: String,
+    }
+    let value = |only_if| Attributes {
+        serialized_with: u64::MAX,
+        skipped: 1,
+        only_if,
+        with_default: only_if,
+        renamed: 1,
+        transparent: Transparent { text: "a".into() },
+    };
+
+    let Some(node) = Node::in_folder("attributes") else { return };
+    TypeScript::new().message::<Attributes>().write(node.path("events.ts")).unwrap();
+    let json = |value| serde_json::to_string(&value).unwrap();
+    let page = format!(
+        "import type {{ Attributes }} from './events.js'; export const all: Attributes[] = [{}, {}];",
+        json(value(None)),
+        json(value(Some(2)))
+    );
+    node.write("page.ts", &page);
+    assert_eq!(node.tsc(&["page.ts", "--noEmit", "--exactOptionalPropertyTypes"]), "");
 }

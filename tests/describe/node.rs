@@ -41,11 +41,19 @@ impl Node {
 
     /// Compiles files. Returns the errors, or nothing.
     pub(crate) fn tsc(&self, arguments: &[&str]) -> String {
+        let options = ["--strict", "--target", "es2022", "--module", "es2022"];
+        let more = ["--lib", "es2022,dom,dom.iterable", "--moduleResolution", "bundler", "--types", ""];
+        self.run_tsc(&[&options[..], &more[..], arguments].concat())
+    }
+
+    /// Compiles the project of the folder, as an editor does. Returns the errors, or nothing.
+    pub(crate) fn tsc_project(&self, config: &str) -> String {
+        self.run_tsc(&["--project", config])
+    }
+
+    fn run_tsc(&self, arguments: &[&str]) -> String {
         let tsc = self.folder.join("../node_modules/typescript/bin/tsc");
-        let mut command = Command::new("node");
-        command.arg(tsc).args(["--strict", "--target", "es2022", "--module", "es2022"]);
-        command.args(["--lib", "es2022,dom,dom.iterable", "--moduleResolution", "bundler", "--types", ""]);
-        let output = command.args(arguments).current_dir(&self.folder).output().unwrap();
+        let output = Command::new("node").arg(tsc).args(arguments).current_dir(&self.folder).output().unwrap();
         let errors = String::from_utf8(output.stdout).unwrap() + &String::from_utf8(output.stderr).unwrap();
         assert_eq!(output.status.success(), errors.is_empty(), "{}: {errors}", output.status);
         errors

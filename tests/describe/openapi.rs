@@ -103,7 +103,7 @@ fn two_schemas_with_one_name_or_one_event_are_reported() {
         schema().message::<other::DocumentDeleted>().message::<other::Other>().item_schema().map(drop).unwrap_err();
     assert!(error.is_invalid());
     let text = error.to_string();
-    assert!(text.contains("the event `document.deleted` is that of two types"), "{text}");
+    assert!(text.contains("two types have the event `document.deleted`"), "{text}");
     assert!(text.contains("two schemas have the name `DocumentDeleted`"), "{text}");
 
     let mut document = Application::openapi();
@@ -148,6 +148,31 @@ fn a_schema_that_is_left_out_is_reported() {
     assert_eq!(error.to_string(), "the schema `Inner` is missing: add it to the document");
     document.components.as_mut().unwrap().schemas.insert("Inner".into(), <Inner as utoipa::PartialSchema>::schema());
     StreamSchema::new().message::<Outer>().add_to(&mut document, "/events").unwrap();
+}
+
+/// The payload itself refers to the schema: no other schema does.
+#[test]
+fn a_payload_that_is_left_out_is_reported() {
+    #[derive(Serialize, ToSchema)]
+    struct Inner {
+        id: u8,
+    }
+    #[derive(Serialize, Message, ToSchema)]
+    #[allow(dead_code, reason = "only its description is used")]
+    enum Order {
+        #[message(event = "shipped")]
+        #[schema(no_recursion)]
+        Shipped(Inner),
+    }
+    let mut document = Application::openapi();
+    let error = StreamSchema::new().message::<Order>().add_to(&mut document, "/events").unwrap_err();
+    assert_eq!(error.to_string(), "the schema `Inner` is missing: add it to the document");
+}
+
+#[test]
+fn the_default_describes_the_events_of_the_hub() {
+    let schemas = StreamSchema::default().schemas().unwrap();
+    assert!(schemas == StreamSchema::new().schemas().unwrap() && schemas.contains_key("HubGap"));
 }
 
 #[test]

@@ -1,10 +1,12 @@
 //! Types whose description would be wrong.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 
 use serde::Serialize;
 use tower_sse::{DescribeError, Message, TypeScript};
 use ts_rs::TS;
+
+use crate::messages::Page;
 
 macro_rules! messages {
     ($($(#[$attribute:meta])* $name:ident($event:literal) { $($(#[$field_attribute:meta])* $field:ident: $type:ty),* })*) => {
@@ -64,7 +66,7 @@ fn integers_that_javascript_reads_inexactly_are_reported_with_their_fields() {
     assert_eq!(inexact(&TypeScript::new().message::<Renamed>()), ["`Renamed`, field `lastId`"]);
     let order = inexact(&TypeScript::new().message::<Order>());
     assert_eq!(order, ["`OrderPaid`, field `id`", "`Order::Gone`", "`Order`, a field of the type `usize`"]);
-    let page = TypeScript::new().message::<crate::messages::Page<u64>>();
+    let page = TypeScript::new().message::<Page<u64>>();
     assert_eq!(inexact(&page), ["`describe::messages::Page<u64>`"]);
 }
 
@@ -75,12 +77,42 @@ fn an_integer_with_an_explicit_type_and_the_key_of_a_map_are_not_reported() {
             #[ts(type = "number")] a: u64,
             #[ts(as = "u32")] b: usize,
             c: HashMap<u64, u8>,
-            d: u32
+            d: u32,
+            e: Vec<HashMap<usize, HashMap<u8, u32>>>,
+            f: HashMap<bool, bool>,
+            #[ts(as = "HashMap<u64, u8>")] g: HashMap<Id, u8>
         }
+        Sizes("sizes") { a: Page<HashMap<isize, u8>>, b: BTreeMap<usize, BTreeMap<usize, u8>>, c: HashMap<u8, u8> }
     }
+    #[derive(Serialize, TS, PartialEq, Eq, Hash)]
+    struct Id(u64);
     let text = TypeScript::new().message::<Stated>().to_typescript().unwrap();
-    let declaration = "export type Stated = { a: number, b: number, c: { [key in string]: number }, d: number, };";
+    let declaration = "export type Stated = { a: number, b: number, c: { [key in string]: number }, d: number, \
+        e: Array<{ [key in number]: { [key in number]: number } }>, f: { [key in string]: boolean }, \
+        g: { [key in string]: number }, };";
     assert!(text.contains(declaration), "{text}");
+    TypeScript::new().message::<Sizes>().to_typescript().unwrap();
+}
+
+#[test]
+fn an_integer_that_is_also_the_key_of_a_map_is_reported() {
+    messages! {
+        Value("value") { a: HashMap<usize, usize> }
+        Field("field") { a: HashMap<usize, u8>, b: usize }
+        Nested("nested") { a: HashMap<usize, HashMap<u8, usize>> }
+        Key("key") { a: HashMap<Id, u8> }
+    }
+    #[derive(Serialize, TS, PartialEq, Eq, Hash)]
+    struct Id(u64);
+    for (module, place) in [
+        (TypeScript::new().message::<Value>(), "`Value`, a field of the type `usize`"),
+        (TypeScript::new().message::<Field>(), "`Field`, a field of the type `usize`"),
+        (TypeScript::new().message::<Nested>(), "`Nested`, a field of the type `usize`"),
+        // The declaration of the type cannot be exact for both uses.
+        (TypeScript::new().message::<Key>(), "`Id`"),
+    ] {
+        assert_eq!(inexact(&module), [place]);
+    }
 }
 
 #[test]
@@ -91,9 +123,40 @@ fn two_types_with_one_event_are_reported() {
     }
     let module = TypeScript::new().message::<First>().message::<Second>();
     let [problem] = &problems(&module)[..] else { panic!("{:?}", problems(&module)) };
-    assert!(problem.starts_with("the event `same` is that of two types, `describe::"), "{problem}");
+    assert!(problem.starts_with("two types have the event `same`: `describe::"), "{problem}");
     let twice = TypeScript::new().message::<First>().message::<First>().to_typescript().unwrap();
     assert_eq!(twice, TypeScript::new().message::<First>().to_typescript().unwrap());
+}
+
+/// Rust gives both types the same name.
+#[test]
+fn two_types_of_one_function_with_one_event_are_reported() {
+    let module = {
+        messages! { Same("same") { a: u8 } }
+        TypeScript::new().message::<Same>()
+    };
+    messages! { Same("same") { a: u8 } }
+    let problems = problems(&module.message::<Same>());
+    assert!(problems.len() == 1 && problems[0].starts_with("two types have the event `same`"), "{problems:?}");
+}
+
+#[test]
+fn a_name_that_is_no_identifier_is_reported() {
+    messages! {
+        #[serde(rename = "a-b")]
+        Renamed("renamed") { a: u8 }
+    }
+    let problems = problems(&TypeScript::new().message::<Renamed>());
+    assert!(problems.len() == 1 && problems[0].contains("the name `a-b` is not an identifier"), "{problems:?}");
+}
+
+/// A test that returns the error, or unwraps it, prints `Debug`.
+#[test]
+fn debug_writes_each_problem_on_a_line() {
+    messages! { Large("large") { a: u64, b: u64 } }
+    let error = TypeScript::new().message::<Large>().to_typescript().unwrap_err();
+    assert_eq!(format!("{error:?}"), error.to_string());
+    assert_eq!(error.to_string().lines().count(), 2);
 }
 
 #[test]
@@ -129,9 +192,9 @@ fn two_types_with_one_name_are_reported_if_they_differ() {
 #[test]
 fn each_parameter_of_a_generic_type_is_declared() {
     messages! {
-        First("first") { a: crate::messages::Page<A> }
-        Second("second") { b: crate::messages::Page<B> }
-        Third("third") { b: crate::messages::Page<u64> }
+        First("first") { a: Page<A> }
+        Second("second") { b: Page<B> }
+        Third("third") { b: Page<u64> }
     }
     #[derive(Serialize, TS)]
     struct A;
@@ -185,5 +248,5 @@ impl Message for ByHand {
 #[test]
 fn an_invalid_name_of_an_event_is_reported() {
     let problems = problems(&TypeScript::new().message::<ByHand>());
-    assert!(problems.len() == 1 && problems[0].contains("`hub.by.hand` is no valid name"), "{problems:?}");
+    assert!(problems.len() == 1 && problems[0].contains("the event name `hub.by.hand` is invalid"), "{problems:?}");
 }

@@ -8,8 +8,8 @@ const count = { unit: value => String(value), top: highest => Math.max(4, Math.c
 
 /** @typedef {import("./events.js").Sample} Sample */
 /**
- * A chart: `of` returns the value of a sample or `null`, and `top` the upper end of the axis. The elements are created
- * below.
+ * A chart: `of` returns the value of a sample or `null`, and `top` the upper end of the axis. The
+ * elements are created below.
  * @typedef {object} Chart
  * @property {string} title
  * @property {(sample: Sample) => any} of

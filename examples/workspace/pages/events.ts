@@ -7,7 +7,7 @@
 export type Document = { id: string, title: string, owner: string, created: number, };
 
 /**
- * A document was deleted.
+ * A document was deleted. This event removes the current value with the same key.
  */
 export type DocumentDeleted = { id: string, };
 

@@ -9,8 +9,9 @@ import { on } from "./events.js";
 
 /**
  * @param {object} page
- * @param {() => Promise<{ position: string, topics: string[] }>} page.load Loads the state, shows it, and returns the
- *   position and the topics for the stream. If the user is not signed in, it throws an error with `signedOut`.
+ * @param {() => Promise<{ position: string, topics: string[] }>} page.load Loads the state, shows
+ *   it, and returns the position and the topics for the stream. If the user is not signed in, it
+ *   throws an error with `signedOut`.
  * @param {Handlers} page.handlers
  * @param {(state: string) => void} page.status Shows the state of the stream, one of `labels` in shell.js.
  */
