@@ -18,10 +18,12 @@ use crate::redis_server::{FORGETFUL, RedisServer};
 /// The secret of the sessions. With the same secret, users stay signed in across restarts.
 const SECRET: &str = "a secret of the tests";
 
-/// Records the control events of a page, and the states that the page shows.
+/// Records the control events of a page, the states that the page shows, and its messages, which
+/// disappear after some seconds.
 const WATCH: &str = r##"
   globalThis.received = [];
   globalThis.shown = [];
+  globalThis.toasts = [];
   globalThis.EventSource = class extends EventSource {
     constructor(...args) {
       super(...args);
@@ -31,6 +33,9 @@ const WATCH: &str = r##"
   new MutationObserver(changes => {
     for (const { target } of changes) if (target.id === "status" && target.dataset.state !== shown.at(-1)) shown.push(target.dataset.state);
   }).observe(document, { subtree: true, attributeFilter: ["data-state"] });
+  new MutationObserver(changes => {
+    for (const { target, addedNodes } of changes) if (target.id === "toasts") for (const toast of addedNodes) toasts.push(toast.textContent);
+  }).observe(document, { subtree: true, childList: true });
 "##;
 
 struct Workspace {
@@ -113,6 +118,11 @@ impl Page {
         self.eval("[...document.querySelectorAll('.post p')].map(post => post.textContent)").await
     }
 
+    /// Waits until the page has shown a message. The message may have disappeared since.
+    async fn has_shown_message(&self, text: &str) {
+        self.until(&format!("toasts.includes({})", json!(text))).await;
+    }
+
     async fn received(&self, name: &str) -> usize {
         let count = self.eval(&format!("received.filter(name => name === '{name}').length")).await;
         usize::try_from(count.as_u64().unwrap()).unwrap()
@@ -134,7 +144,7 @@ async fn the_owner_of_a_deleted_document_is_notified_in_each_tab_and_on_each_pag
     }
     ben_documents.click(&format!("[aria-label='{hers}']")).await;
     for tab in [&ada_reports, &ada_feed] {
-        tab.reads("#toasts .toast", "Ben deleted your document “A document of Ada”").await;
+        tab.has_shown_message("Ben deleted your document “A document of Ada”").await;
         tab.reads("#unread", "1").await;
     }
     for tab in [&ben_documents, &ben_second] {
@@ -175,7 +185,7 @@ async fn a_report_reaches_100_percent_in_each_tab_and_across_a_reload() {
         tab.reads(".report.done .progress span", "100 %").await;
         tab.reads(".report.done .result strong", "5,761,455").await;
     }
-    elsewhere.reads("#toasts .toast", "Your report is ready: 5,761,455 primes below 100,000,000").await;
+    elsewhere.has_shown_message("Your report is ready: 5,761,455 primes below 100,000,000").await;
     let percents: Vec<u64> = serde_json::from_value(second.eval("percents").await).unwrap();
     assert!(percents.is_sorted() && percents.first() == Some(&0) && percents.last() == Some(&100), "{percents:?}");
     assert!(percents.len() > 3, "{percents:?}");
