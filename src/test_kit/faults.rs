@@ -102,8 +102,8 @@ pub enum Fault {
 /// An operation as the condition of [`Faults::every_if`] receives it.
 ///
 /// The payloads are in the encoding of the hub, which a later version of this crate may change. A
-/// condition is stable if it uses [`key`](Self::key), [`after`](Self::after) or the text of an
-/// event that the test has published.
+/// condition is stable if it uses `key`, `after` or the text of an event that the test has
+/// published.
 ///
 /// ```
 /// use tower_sse::test_kit::{Fault, FaultyLog, Operation};
