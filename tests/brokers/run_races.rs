@@ -452,12 +452,13 @@ async fn a_drain_does_not_abort_a_run_that_is_finishing() {
     let stream = open(&two, &two.run(NAME)).await;
     log.faults.set_away(true);
     let finishing = tokio::spawn(writer.finish_with(event("last")));
-    sleep(PUBLISH_TIMEOUT / 4).await;
+    // Short enough that the pause of the writer, which is random, ends within its timeout.
+    sleep(PUBLISH_TIMEOUT / 16).await;
     let draining = tokio::spawn({
         let one = one.clone();
         async move { one.drain(Duration::ZERO).await }
     });
-    sleep(PUBLISH_TIMEOUT / 4).await;
+    sleep(PUBLISH_TIMEOUT / 16).await;
     log.faults.set_away(false);
     soon(draining).await.unwrap();
     soon(finishing).await.unwrap().unwrap();
