@@ -110,7 +110,7 @@ impl Run {
                 let progress = run.progress();
                 match progress.end {
                     Some(end) => RunState::Ended(end),
-                    None if progress.lost => RunState::None,
+                    None if progress.lost && !progress.unreadable => RunState::None,
                     None => RunState::Active,
                 }
             }
@@ -129,7 +129,7 @@ impl Run {
     /// Returns an error if the name is invalid, or if the broker is unavailable.
     pub async fn stop(&self) -> Result<bool, RunError> {
         let name = self.name.clone()?;
-        let Some(run) = self.find().await?.filter(|run| run.is_active()) else { return Ok(false) };
+        let Some(run) = self.find().await?.filter(|run| run.may_be_active()) else { return Ok(false) };
         match &self.hub.inner.shared_log {
             Some(shared) if run.owner != shared.instance_id => {
                 let sent = self.hub.broadcast_stop(shared, name, run.id).await;

@@ -290,8 +290,8 @@ impl Hub {
                         }
                     }
                     None => {
-                        tracing::warn!(name: "sse.run.entry_unreadable", "a run has an entry that this version cannot read");
-                        if run.lose(self.now()) {
+                        if run.lose_unreadable(self.now()) {
+                            tracing::warn!(name: "sse.run.entry_unreadable", "a run has an entry that this version cannot read");
                             self.inner.run_ended(name, run.id);
                         }
                         return Ok(Some(run));
