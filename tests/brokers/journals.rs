@@ -597,7 +597,7 @@ async fn a_nats_user_with_the_documented_rights_is_enough() {
     };
     let publish: Vec<_> =
         subjects.flat_map(|subject| streams.iter().map(move |stream| fill(subject, stream))).collect();
-    assert_eq!((streams.len(), publish.len()), (6, 36));
+    assert_eq!((streams.len(), publish.len()), (7, 42));
     let permissions = serde_json::json!({ "publish": publish, "subscribe": ["_INBOX.>"] });
     let user = serde_json::json!({ "user": "hub", "password": "password", "permissions": permissions });
     let config = std::env::temp_dir().join(format!("tower-sse-nats-{}.conf", std::process::id()));
@@ -616,9 +616,11 @@ async fn a_nats_user_with_the_documented_rights_is_enough() {
     }
     assert_eq!(soon(two.range(0, 10)).await.unwrap().len(), 2);
     assert_eq!(soon(two.values()).await.unwrap().len(), 1);
-    soon(two.broadcast(Bytes::from_static(b"x"))).await.unwrap();
+    soon(two.broadcast(tower_sse::backplane::ControlStream::Presence, Bytes::from_static(b"x"))).await.unwrap();
     soon(two.put_once("a", Bytes::from_static(b"1"), Duration::from_secs(60))).await.unwrap();
     assert!(soon(one.take("a")).await.unwrap().is_some());
+    soon(two.put_shared("a", Bytes::from_static(b"1"), Duration::from_secs(60))).await.unwrap();
+    assert!(soon(one.get_shared("a")).await.unwrap().is_some());
     let id = begin_new(&one, KEY, "first").await;
     for (after, entry) in [(1, "second"), (2, "third")] {
         assert_eq!(append(&one, id, after, entry, None).await, Appended);

@@ -54,7 +54,8 @@ use self::shared::Shared;
 use super::limits::LogLimits;
 use super::sealed::Sealed;
 use super::{
-    Answer, Backplane, BackplaneError, ControlMessage, CurrentValue, LogPosition, LogState, NewRecord, Seen, Stored,
+    Answer, Backplane, BackplaneError, ControlMessage, ControlStream, CurrentValue, LogPosition, LogState, NewRecord,
+    Seen, Stored,
 };
 use crate::macros::opaque_debug;
 
@@ -211,10 +212,10 @@ impl Backplane for Nats {
         Box::pin(async move { values::read(&self.shared.session(None).await?.connection).await })
     }
 
-    fn broadcast(&self, message: Bytes) -> BoxFuture<'_, Answer<()>> {
+    fn broadcast(&self, stream: ControlStream, message: Bytes) -> BoxFuture<'_, Answer<()>> {
         Box::pin(async move {
             let session = self.shared.session(None).await.map_err(BackplaneError::before_request)?;
-            control::broadcast(&session.connection, message).await
+            control::broadcast(&session.connection, stream, message).await
         })
     }
 
@@ -243,6 +244,16 @@ impl Backplane for Nats {
     fn take(&self, key: &str) -> BoxFuture<'_, Answer<Option<Bytes>>> {
         let key = key.to_owned();
         Box::pin(async move { deposits::take(&self.shared.session(None).await?.connection, &key).await })
+    }
+
+    fn put_shared(&self, key: &str, payload: Bytes, _time: Duration) -> BoxFuture<'_, Answer<()>> {
+        let key = key.to_owned();
+        Box::pin(async move { control::put_shared(&self.shared.session(None).await?.connection, &key, payload).await })
+    }
+
+    fn get_shared(&self, key: &str) -> BoxFuture<'_, Answer<Option<Bytes>>> {
+        let key = key.to_owned();
+        Box::pin(async move { control::get_shared(&self.shared.session(None).await?.connection, &key).await })
     }
 
     fn describe(&self) -> String {

@@ -7,7 +7,7 @@ use async_nats::HeaderMap;
 use form_urlencoded::{byte_serialize, parse};
 
 use super::super::secret_key::hashed;
-use super::super::{BackplaneError, Value};
+use super::super::{BackplaneError, ControlStream, Value};
 
 /// The header with the ids of the values that a record sets (`+`) and removes (`-`), separated by
 /// spaces.
@@ -29,6 +29,8 @@ pub(super) struct Names {
     pub(super) journals: String,
     /// The stream of control messages.
     pub(super) control: String,
+    /// The stream of shared values, such as lists of connections.
+    pub(super) shared: String,
     /// The subject of the key `epoch` in the bucket.
     pub(super) epoch: String,
     /// The prefix of all other subjects of this log.
@@ -50,6 +52,7 @@ impl Names {
             deposits: format!("tower-sse-deposits_{token}"),
             journals: format!("tower-sse-journals_{token}"),
             control: format!("tower-sse-control_{token}"),
+            shared: format!("tower-sse-shared_{token}"),
             epoch: format!("$KV.tower-sse_{token}.epoch"),
             prefix: format!("tower-sse.{token}"),
         })
@@ -114,9 +117,28 @@ impl Names {
         format!("{}.j.*", self.prefix)
     }
 
-    /// Returns the subject of control messages.
-    pub(super) fn control(&self) -> String {
-        format!("{}.control", self.prefix)
+    /// Returns the subject of the control messages of a stream.
+    pub(super) fn control(&self, stream: ControlStream) -> String {
+        let stream = match stream {
+            ControlStream::Commands => "commands",
+            ControlStream::Presence => "presence",
+        };
+        format!("{}.control.{stream}", self.prefix)
+    }
+
+    /// Returns the wildcard for the subjects of all control messages.
+    pub(super) fn all_control(&self) -> String {
+        format!("{}.control.*", self.prefix)
+    }
+
+    /// Returns the subject of a shared value. It contains a hash of the key, which may be any text.
+    pub(super) fn shared(&self, key: &str) -> String {
+        format!("{}.s.{}", self.prefix, hashed(key))
+    }
+
+    /// Returns the wildcard for the subjects of all shared values.
+    pub(super) fn all_shared(&self) -> String {
+        format!("{}.s.*", self.prefix)
     }
 }
 

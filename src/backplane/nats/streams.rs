@@ -20,11 +20,14 @@ const DUPLICATES: Duration = Duration::from_secs(600);
 
 /// The maximum time for which control messages are retained.
 const CONTROL_AGE: Duration = Duration::from_secs(60);
-/// The maximum number of retained control messages.
+/// The maximum number of retained control messages of each subject.
 const CONTROL_MESSAGES: usize = 10_000;
 
 /// The pause between two checks whether the server copies values.
 const COPY_PAUSE: Duration = Duration::from_millis(5);
+
+/// The time for which a shared value is stored.
+const SHARED_AGE: Duration = Duration::from_secs(300);
 
 /// The maximum time for which a single-use value, such as a ticket, is stored.
 const DEPOSITS: Duration = Duration::from_secs(3600);
@@ -246,15 +249,23 @@ pub(super) async fn journals(connection: &Connection) -> Answer<()> {
     create(connection, &connection.names.journals, settings).await.map(drop)
 }
 
-/// Creates the stream of control messages, if it does not exist.
+/// Creates the stream of control messages, if it does not exist. Its limit applies to each subject,
+/// so that presence messages displace no command.
 pub(super) async fn control(connection: &Connection) -> Answer<()> {
     let settings = json!({
-        "subjects": [connection.names.control()],
-        "max_msgs": CONTROL_MESSAGES,
+        "subjects": [connection.names.all_control()],
+        "max_msgs_per_subject": CONTROL_MESSAGES,
         "max_age": nanos(CONTROL_AGE),
         "duplicate_window": nanos(CONTROL_AGE),
     });
     create_if_missing(connection, &connection.names.control, settings).await
+}
+
+/// Creates the stream of shared values, if it does not exist.
+pub(super) async fn shared(connection: &Connection) -> Answer<()> {
+    let subjects = [connection.names.all_shared()];
+    let settings = json!({ "subjects": subjects, "max_msgs_per_subject": 1, "max_age": nanos(SHARED_AGE) });
+    create_if_missing(connection, &connection.names.shared, settings).await
 }
 
 async fn create_if_missing(connection: &Connection, name: &str, settings: Json) -> Answer<()> {

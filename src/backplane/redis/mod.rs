@@ -27,18 +27,19 @@ use redis::streams::StreamRangeReply;
 use redis::{Client, Cmd};
 
 use self::server::{Shared, parse_epoch};
-use self::stream::{From, id_of, read, stored};
+use self::stream::{Batch, From, id_of, read, stored};
 use super::limits::LogLimits;
 use super::sealed::Sealed;
 use super::{
-    Answer, Backplane, BackplaneError, ControlMessage, CurrentValue, LogPosition, LogState, NewRecord, Seen, Stored,
+    Answer, Backplane, BackplaneError, ControlMessage, ControlStream, CurrentValue, LogPosition, LogState, NewRecord,
+    Seen, Stored,
 };
 use crate::macros::opaque_debug;
 
 /// The maximum number of records that one call of the script appends. Other clients of the server
 /// wait while a script runs.
 const CHUNK: usize = 256;
-/// The approximate maximum number of retained control messages.
+/// The approximate maximum number of retained control messages of one stream.
 const CONTROL_MESSAGES: usize = 10_000;
 /// The age from which control messages are removed, because they contain user ids.
 const CONTROL_AGE: Duration = Duration::from_secs(300);
@@ -110,9 +111,9 @@ impl Redis {
     }
 
     /// Removes control messages that are older than [`CONTROL_AGE`] at `now`, the server's time in
-    /// milliseconds. Also renews the expiry of the control stream, so that all messages expire when
-    /// no instance sends messages any more. Does nothing if the last attempt was less than [`TIDY`]
-    /// ago.
+    /// milliseconds. Also renews the expiry of the control streams, so that all messages expire
+    /// when no instance sends messages any more. Does nothing if the last attempt was less than
+    /// [`TIDY`] ago.
     async fn tidy(&self, now: u64) {
         {
             let mut tidied = self.shared.tidied.lock();
@@ -123,8 +124,10 @@ impl Redis {
         }
         let age = CONTROL_AGE.as_millis() as u64;
         let mut tidy = redis::pipe();
-        tidy.cmd("XTRIM").arg(&self.shared.keys.control).arg("MINID").arg(now.saturating_sub(age));
-        tidy.cmd("PEXPIRE").arg(&self.shared.keys.control).arg(age);
+        for key in [&self.shared.keys.commands, &self.shared.keys.presence] {
+            tidy.cmd("XTRIM").arg(key).arg("MINID").arg(now.saturating_sub(age));
+            tidy.cmd("PEXPIRE").arg(key).arg(age);
+        }
         let tidy = async |connection: &mut _| tidy.query_async::<()>(connection).await;
         if let Err(error) = self.shared.run_on(&self.shared.line, tidy).await {
             tracing::debug!(name: "sse.control.trim_failed", %error, "old control messages cannot be removed from Redis");
@@ -188,8 +191,9 @@ impl Backplane for Redis {
     }
 
     fn tail(&self, after: u64) -> BoxStream<'static, Answer<Vec<Stored>>> {
-        let entries = read(Arc::clone(&self.shared), self.shared.keys.log.clone(), From::After(after));
-        Box::pin(entries.map_ok(|entries| entries.iter().filter_map(stored).collect()))
+        let log = vec![(self.shared.keys.log.clone(), From::After(after))];
+        let batches = read(Arc::clone(&self.shared), log);
+        Box::pin(batches.map_ok(|batch| batch.entries.iter().filter_map(|(_, entry)| stored(entry)).collect()))
     }
 
     fn values(&self) -> BoxFuture<'_, Answer<Vec<CurrentValue>>> {
@@ -222,10 +226,14 @@ impl Backplane for Redis {
         })
     }
 
-    fn broadcast(&self, message: Bytes) -> BoxFuture<'_, Answer<()>> {
+    fn broadcast(&self, stream: ControlStream, message: Bytes) -> BoxFuture<'_, Answer<()>> {
         Box::pin(async move {
             let mut command = redis::cmd("XADD");
-            command.arg(&self.shared.keys.control).arg("MAXLEN").arg("~").arg(CONTROL_MESSAGES);
+            let key = match stream {
+                ControlStream::Commands => &self.shared.keys.commands,
+                ControlStream::Presence => &self.shared.keys.presence,
+            };
+            command.arg(key).arg("MAXLEN").arg("~").arg(CONTROL_MESSAGES);
             command.arg("*").arg("d").arg(&message[..]);
             let id = self.shared.query::<String>(&command).await?;
             self.tidy(id_of(&id).0).await;
@@ -234,13 +242,20 @@ impl Backplane for Redis {
     }
 
     fn listen(&self, after: Option<Box<str>>) -> BoxStream<'static, Answer<ControlMessage>> {
-        let from = after.map_or(From::Now, From::Mark);
-        let mut entries = read(Arc::clone(&self.shared), self.shared.keys.control.clone(), from);
+        let keys = [self.shared.keys.commands.clone(), self.shared.keys.presence.clone()];
+        // A mark has the id of an entry of each stream. The listener has received both entries.
+        let from = match after.as_deref().map(|mark| mark.split_once(' ')) {
+            None => [From::Now, From::Now],
+            Some(Some((commands, presence))) => [From::Mark(commands.into()), From::Mark(presence.into())],
+            Some(None) => [From::After(0), From::After(0)],
+        };
+        let mut batches = read(Arc::clone(&self.shared), std::iter::zip(keys, from).collect());
         Box::pin(async_stream::try_stream! {
-            while let Some(batch) = entries.try_next().await? {
-                for entry in batch {
+            while let Some(Batch { after: mut ids, entries }) = batches.try_next().await? {
+                for (stream, entry) in entries {
+                    ids[stream].clone_from(&entry.id);
                     if let Some(message) = entry.get::<Vec<u8>>("d") {
-                        yield ControlMessage { mark: entry.id.into(), message: message.into() };
+                        yield ControlMessage { mark: ids.join(" ").into(), message: message.into() };
                     }
                 }
             }
@@ -257,6 +272,21 @@ impl Backplane for Redis {
     fn take(&self, key: &str) -> BoxFuture<'_, Answer<Option<Bytes>>> {
         let command = Cmd::get_del(self.shared.keys.deposit(key));
         Box::pin(async move { Ok(self.shared.query::<Option<Vec<u8>>>(&command).await?.map(Bytes::from)) })
+    }
+
+    fn put_shared(&self, key: &str, payload: Bytes, time: Duration) -> BoxFuture<'_, Answer<()>> {
+        let mut command = redis::cmd("SET");
+        command.arg(self.shared.keys.shared(key)).arg(&payload[..]);
+        command.arg("PX").arg(time.min(CONTROL_AGE).as_millis().max(1) as u64);
+        Box::pin(async move { self.shared.query(&command).await })
+    }
+
+    fn get_shared(&self, key: &str) -> BoxFuture<'_, Answer<Option<Bytes>>> {
+        let command = Cmd::get(self.shared.keys.shared(key));
+        Box::pin(async move {
+            let get = async |connection: &mut _| command.query_async::<Option<Vec<u8>>>(connection).await;
+            Ok(self.shared.run_on(&self.shared.bulk, get).await?.map(Bytes::from))
+        })
     }
 
     fn describe(&self) -> String {

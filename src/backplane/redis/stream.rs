@@ -1,5 +1,5 @@
-//! Blocking reads of the log's tail and of the control stream. Every wait for the server has a time
-//! limit.
+//! Blocking reads of the log's tail and of the control streams. Every wait for the server has a
+//! time limit.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -30,27 +30,40 @@ pub(super) enum From {
     Mark(Box<str>),
 }
 
-/// Streams the entries of a Redis stream, in batches that are never empty.
+/// New entries of Redis streams.
+pub(super) struct Batch {
+    /// The ids after which the entries begin, one for each stream.
+    pub(super) after: Vec<String>,
+    /// The entries. Each has the index of its stream.
+    pub(super) entries: Vec<(usize, StreamId)>,
+}
+
+/// Streams the entries of one or several Redis streams, in batches that are never empty. In a
+/// batch, the entries of an earlier stream come first.
 ///
 /// Opens its own connection, without the client's time limit for answers, because a read blocks on
 /// purpose. Instead, this function limits each wait.
-pub(super) fn read(shared: Arc<Shared>, key: String, from: From) -> BoxStream<'static, Answer<Vec<StreamId>>> {
+pub(super) fn read(shared: Arc<Shared>, streams: Vec<(String, From)>) -> BoxStream<'static, Answer<Batch>> {
     Box::pin(async_stream::try_stream! {
         let mut connection = shared.connect(None).await?;
         let timeout = shared.limits.timeout;
-        let mut id = match from {
-            From::After(number) => format!("{number}-0"),
-            From::Now | From::Mark(_) => {
-                let newest = Cmd::xrevrange_count(&key, "+", "-", 1);
-                let reply: StreamRangeReply = ask(&mut connection, &newest, timeout).await?;
-                let newest = reply.ids.first().map_or_else(|| "0-0".to_owned(), |entry| entry.id.clone());
-                match from {
-                    From::Mark(mark) if id_of(&mark) <= id_of(&newest) => mark.into(),
-                    From::Mark(_) => "0-0".to_owned(),
-                    _ => newest,
+        let (mut keys, mut ids) = (Vec::new(), Vec::new());
+        for (key, from) in streams {
+            ids.push(match from {
+                From::After(number) => format!("{number}-0"),
+                From::Now | From::Mark(_) => {
+                    let newest = Cmd::xrevrange_count(&key, "+", "-", 1);
+                    let reply: StreamRangeReply = ask(&mut connection, &newest, timeout).await?;
+                    let newest = reply.ids.first().map_or_else(|| "0-0".to_owned(), |entry| entry.id.clone());
+                    match from {
+                        From::Mark(mark) if id_of(&mark) <= id_of(&newest) => mark.into(),
+                        From::Mark(_) => "0-0".to_owned(),
+                        _ => newest,
+                    }
                 }
-            }
-        };
+            });
+            keys.push(key);
+        }
         let mut checked: Option<Instant> = None;
         loop {
             // A demoted primary still answers reads, but new records go to its successor. A server
@@ -62,14 +75,20 @@ pub(super) fn read(shared: Arc<Shared>, key: String, from: From) -> BoxStream<'s
             }
             let mut command = redis::cmd("XREAD");
             command.arg("COUNT").arg(BATCH).arg("BLOCK").arg(BLOCK.as_millis() as u64);
-            command.arg("STREAMS").arg(&key).arg(&id);
+            command.arg("STREAMS").arg(&keys).arg(&ids);
             // The server also answers a read that found no entries. Without an answer, the
             // connection is broken.
             let reply: Option<StreamReadReply> = ask(&mut connection, &command, BLOCK + timeout).await?;
-            let entries = reply.and_then(|reply| reply.keys.into_iter().next()).map_or_else(Vec::new, |key| key.ids);
-            if let Some(newest) = entries.last() {
-                id.clone_from(&newest.id);
-                yield entries;
+            let (after, mut entries) = (ids.clone(), Vec::new());
+            for stream in reply.into_iter().flat_map(|reply| reply.keys) {
+                let Some(at) = keys.iter().position(|key| *key == stream.key) else { continue };
+                if let Some(newest) = stream.ids.last() {
+                    ids[at].clone_from(&newest.id);
+                }
+                entries.extend(stream.ids.into_iter().map(|entry| (at, entry)));
+            }
+            if !entries.is_empty() {
+                yield Batch { after, entries };
             }
         }
     })

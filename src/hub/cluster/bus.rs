@@ -22,7 +22,7 @@ use futures::stream::BoxStream;
 use tokio::time::{Duration, Instant};
 
 use super::shared_log::SharedLog;
-use crate::backplane::{Answer, ControlMessage, in_time, next_until};
+use crate::backplane::{Answer, ControlMessage, ControlStream, in_time, next_until};
 use crate::hub::peers::message::{Body, Message, Part, PeerConnection, PresenceUpdate, cut_topics};
 use crate::hub::peers::outbox::{Due, PresenceEvent};
 use crate::hub::peers::table::UpdateResult;
@@ -154,7 +154,10 @@ impl Hub {
             shared.peers.lock().note_own_message(now);
             return None;
         }
-        shared.runs.lock().owners.heard(from, now);
+        // Commands have their own stream, so one may arrive after the goodbye of its instance.
+        if !matches!(body, Body::Command(_) | Body::Stop(..)) {
+            shared.runs.lock().owners.heard(from, now);
+        }
         let mut result = UpdateResult::Fine;
         match body {
             Body::Command(command) => self.carry_out_or_queue(shared, command),
@@ -187,8 +190,12 @@ impl Hub {
 
     /// Broadcasts a control message within the publish timeout.
     pub(super) async fn broadcast(&self, shared: &SharedLog, body: Body) -> Answer<()> {
+        let stream = match &body {
+            Body::Command(_) | Body::Stop(..) => ControlStream::Commands,
+            _ => ControlStream::Presence,
+        };
         let message = Message { from: shared.instance_id, body };
-        let sent = shared.backplane.broadcast(Bytes::from(message.encode()));
+        let sent = shared.backplane.broadcast(stream, Bytes::from(message.encode()));
         in_time(self.settings().publish_timeout, sent).await
     }
 
