@@ -290,6 +290,7 @@ impl Inner {
             stale: self.shared_log.as_ref().is_some_and(SharedLog::is_stale),
             others: self.shared_log.as_ref().map_or(0, SharedLog::instances),
             skipped: self.shared_log.as_ref().map_or(0, SharedLog::skipped),
+            unread: self.shared_log.as_ref().map_or(0, SharedLog::unread),
             evicted: usage.evicted,
             // An idle stream has nothing to read, however old its cursor is.
             lag: handles

@@ -72,6 +72,16 @@ impl Hub {
         self.inner.stats()
     }
 
+    /// Returns the number of connections of other instances, and the memory that they take on this
+    /// instance in bytes, without their data. For the simulation of this crate: the call takes a
+    /// time that grows with the number of connections.
+    #[cfg(feature = "test-kit")]
+    #[doc(hidden)]
+    #[must_use]
+    pub fn memory_of_peers(&self) -> (usize, usize) {
+        self.inner.shared_log.as_ref().map_or((0, 0), |shared| shared.memory_of_peers())
+    }
+
     /// Brings the metrics up to date, for example before the handler of `/metrics` renders them.
     /// This method needs the feature `metrics`. `docs/metrics.md` lists the metrics.
     ///

@@ -196,7 +196,7 @@ impl Target<'_> {
         match audience.addresses() {
             [address] if audience.excluded().is_empty() => self.source.connections_at(address),
             _ => {
-                let others = self.source.inner.shared_log.as_ref().map_or(0, |shared| shared.others(audience).len());
+                let others = self.source.inner.shared_log.as_ref().map_or(0, |shared| shared.count_peers(audience));
                 self.source.handles(audience).len() + others
             }
         }

@@ -194,6 +194,15 @@ impl ConnectionId {
         Self(bits)
     }
 
+    pub(crate) fn bits(self) -> u128 {
+        self.0
+    }
+
+    /// Returns the first 64 bits.
+    pub(crate) fn first_half(self) -> u64 {
+        (self.0 >> 64) as u64
+    }
+
     /// Returns an index below `parts`. Ids are random, so connections spread evenly.
     pub(crate) fn spread(self, parts: usize) -> usize {
         self.0 as usize % parts

@@ -202,10 +202,11 @@ async fn the_list_of_an_instance_is_requested_less_often_when_it_cannot_be_read(
     let log = Memory::new();
     let reached = Reached::new(&log);
     let hub = start(builder(), reached.clone()).await;
-    let message = |body: &str| Bytes::from(format!("{{\"v\":1,\"from\":\"7\",{body}}}"));
+    // The lease of the instance 7, with the number 3.
+    let lease = Bytes::from_static(&[1, 7, 0, 0, 0, 0, 0, 0, 0, 1, 0, 4, 1, 3]);
     let before = reached.way.broadcasts.load(Ordering::SeqCst);
     for _ in 0..200 {
-        log.broadcast(ControlStream::Presence, message("\"lease\":{\"number\":3}")).await.unwrap();
+        log.broadcast(ControlStream::Presence, lease.clone()).await.unwrap();
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
     // The heartbeats of the hub, its own list on request, and few requests: not one request for

@@ -142,6 +142,13 @@ impl Counters {
         }
     }
 
+    /// Logs that the broker has not stored the list of connections.
+    pub(in crate::hub) fn list_not_stored(&self, error: &crate::backplane::BackplaneError, now: Millis) {
+        if let Some(suppressed) = self.control_lines.admit(now) {
+            tracing::warn!(name: "sse.peer.store_failed", %error, suppressed, "the list of connections cannot be stored at the broker: other instances may not know all connections");
+        }
+    }
+
     /// Logs that this instance does not receive its own control messages, although the broker
     /// answers.
     pub(in crate::hub) fn no_own_messages(&self, now: Millis) {

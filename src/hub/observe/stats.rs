@@ -60,6 +60,10 @@ pub struct Stats {
     pub others: usize,
     /// The number of records of a shared log that could not be read, since the hub was built.
     pub skipped: u64,
+    /// The number of control messages of other instances, and of parts of them, that could not be
+    /// read, since the hub was built. They are of a newer version of the crate, for example during
+    /// an upgrade.
+    pub unread: u64,
     /// The number of records that the byte budgets of the hub dropped, since the hub was built.
     pub evicted: u64,
     /// The largest distance of an open stream from the newest position, in records of all topics
