@@ -4,8 +4,10 @@
 //! The usual run has few instances. `docs/performance.md` has the figures of a large one:
 //!
 //! ```text
-//! TOWER_SSE_SIMULATION=100x5000 cargo test --release --test simulation -- --nocapture
+//! TOWER_SSE_SIMULATION=100x5000x600x100 cargo test --release --test simulation -- --nocapture
 //! ```
+//!
+//! The numbers are the instances, the connections of each, the seconds, and the restarts after them.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stderr, reason = "this is a test")]
 
@@ -332,13 +334,11 @@ fn watch_left(log: &Memory, in_rooms: Arc<Mutex<HashSet<usize>>>) -> Arc<Mutex<V
 
 #[tokio::test(start_paused = true)]
 async fn control_messages_stay_within_their_limits() {
-    let size = std::env::var("TOWER_SSE_SIMULATION").ok();
-    let number = |text: &str| text.parse::<usize>().expect("TOWER_SSE_SIMULATION is not like 100x5000");
-    let (instances, each) = size.as_deref().map_or((8, 100), |size| {
-        let (instances, each) = size.split_once('x').expect("TOWER_SSE_SIMULATION is not like 100x5000");
-        (number(instances), number(each))
-    });
-    let (seconds, restarts) = if size.is_some() { (600, instances) } else { (60, 3) };
+    let size = std::env::var("TOWER_SSE_SIMULATION").unwrap_or_else(|_| "8x100x60x3".into());
+    let size: Option<Vec<usize>> = size.split('x').map(|number| number.parse().ok()).collect();
+    let [instances, each, seconds, restarts] = size.unwrap_or_default()[..] else {
+        panic!("TOWER_SSE_SIMULATION is not like 100x5000x600x100");
+    };
     let clients = instances * each;
     let real = std::time::Instant::now();
     let mut simulation = Simulation::start(instances, clients).await;
@@ -363,7 +363,7 @@ async fn control_messages_stay_within_their_limits() {
         }
     }
     let heard: u64 = simulation.heard().into_iter().zip(begin).map(|(now, begin)| now - begin).sum();
-    let mean = heard / seconds / instances as u64;
+    let mean = heard / (seconds * instances) as u64;
     let memory = simulation.instances.iter().map(|instance| instance.hub.memory_of_peers());
     let (foreign, bytes) = memory.max_by_key(|(_, bytes)| *bytes).unwrap();
     let stored: u64 = simulation.instances.iter().map(|one| one.counts.stored.load(Ordering::Relaxed)).sum();

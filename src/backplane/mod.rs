@@ -514,9 +514,9 @@ pub struct CurrentValue {
     pub record: Stored,
 }
 
-/// The maximum size of a value of [`Backplane::put_shared`] in bytes: 256 KiB. Every broker accepts
+/// The maximum size of a value of [`Backplane::put_shared`] in bytes: 768 KiB. Every broker accepts
 /// a message of this size by default.
-pub const MAX_SHARED_BYTES: usize = 256 * 1024;
+pub const MAX_SHARED_BYTES: usize = 768 * 1024;
 
 /// The control stream to which [`Backplane::broadcast`] sends a message. The broker limits each
 /// stream separately, so that many presence messages displace no command.

@@ -84,8 +84,8 @@ enum Step {
     Turn,
 }
 
-/// Returns the next step. A due turn comes first, so that many messages do not keep the task from
-/// broadcasting.
+/// Returns the next step. A list that was read and a due turn come first, so that many messages do
+/// not keep the task from them.
 async fn next_step(
     next_turn: Instant,
     messages: &mut BoxStream<'static, Answer<ControlMessage>>,
@@ -97,9 +97,9 @@ async fn next_step(
             None => pending().await,
         }
     };
-    match select(std::pin::pin!(next_until(next_turn, messages)), std::pin::pin!(read)).await {
-        Either::Left((received, _)) => Ok(received?.map_or(Step::Turn, Step::Receive)),
-        Either::Right((read, _)) => Ok(Step::Apply(read)),
+    match select(std::pin::pin!(read), std::pin::pin!(next_until(next_turn, messages))).await {
+        Either::Left((read, _)) => Ok(Step::Apply(read)),
+        Either::Right((received, _)) => Ok(received?.map_or(Step::Turn, Step::Receive)),
     }
 }
 

@@ -21,7 +21,8 @@ const BATCH: usize = 256;
 /// The approximate size in bytes at which a message is full. The last connection of a message may
 /// exceed it. Brokers accept at least 1 MiB by default.
 const BATCH_SIZE: usize = 64 * 1024;
-/// The approximate size in bytes at which a part of a list is full.
+/// The approximate maximum size in bytes of a part of a list. A larger connection is a part of its
+/// own.
 const PART_SIZE: usize = 192 * 1024;
 const _: () = assert!(PART_SIZE < MAX_SHARED_BYTES);
 /// The time for which the broker stores a list.
@@ -100,8 +101,8 @@ impl Hub {
             let mut outbox = shared.outbox.lock();
             match stored {
                 Ok(_) => outbox.stored(list, self.now()),
-                // The messages do not depend on the list. So the task tries again later, and does not
-                // reconnect.
+                // The messages do not depend on the list. So the task tries again later, and does
+                // not reconnect.
                 Err(error) => {
                     outbox.not_stored(self.now());
                     self.counters().list_not_stored(&error, self.now());
@@ -125,12 +126,12 @@ impl Hub {
         };
         for handle in self.registry().all() {
             let Some(connection) = self.report(handle.id()) else { continue };
-            size += connection.size();
-            open.push(connection);
-            if size >= PART_SIZE {
+            if size + connection.size() > PART_SIZE && !open.is_empty() {
                 finish(std::mem::take(&mut open));
                 size = 0;
             }
+            size += connection.size();
+            open.push(connection);
         }
         if !open.is_empty() {
             finish(open);

@@ -254,8 +254,8 @@ impl SharedLog {
         self.peers.lock().is_online(user, now)
     }
 
-    /// Returns the number of connections of other instances, and the memory that they take in bytes,
-    /// without their data.
+    /// Returns the number of connections of other instances, and the memory that they take in
+    /// bytes, without their data.
     #[cfg(feature = "test-kit")]
     pub(in crate::hub) fn memory_of_peers(&self) -> (usize, usize) {
         let peers = self.peers.lock();

@@ -414,8 +414,9 @@ fn read_cursor(from: &mut Reader<'_>) -> Option<Cursor> {
     Some(match from.number()? {
         ABSENT => Cursor::Absent,
         AT => Cursor::At(read_position(from)?),
-        // A cursor of an unknown kind has the effect of an invalid one: a gap is reported.
-        _ => Cursor::Invalid,
+        INVALID => Cursor::Invalid,
+        // The fields of a cursor of a later version would be taken for those after it.
+        _ => return None,
     })
 }
 

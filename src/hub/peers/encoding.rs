@@ -43,8 +43,8 @@ impl Writer {
     }
 }
 
-/// Reads the bytes of a message or of a section. A method returns `None` if the bytes end before the
-/// value, or are not valid.
+/// Reads the bytes of a message or of a section. A method returns `None` if the bytes end before
+/// the value, or are not valid.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Reader<'a>(pub(super) &'a [u8]);
 

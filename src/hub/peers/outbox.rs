@@ -3,10 +3,10 @@
 //!
 //! 1. Each change of a connection is noted at once. The control task sends the noted connections
 //!    together, in numbered presence updates ([`Outbox::take_changed`]). A presence update that the
-//!    broker has not confirmed is sent again with the same number, so that other instances that have
-//!    received it ignore the repetition ([`Outbox::sending`]).
-//! 2. The list of all connections is stored at the broker when another instance asks for it, at most
-//!    once for each [`LIST_PAUSE`]. A list that includes what the other instance needs is only
+//!    broker has not confirmed is sent again with the same number, so that other instances that
+//!    have received it ignore the repetition ([`Outbox::sending`]).
+//! 2. The list of all connections is stored at the broker when another instance asks for it, at
+//!    most once for each [`LIST_PAUSE`]. A list that includes what the other instance needs is only
 //!    announced again ([`Outbox::asked`]).
 //! 3. Presence events wait in their order until the broker has appended them
 //!    ([`Outbox::announced`]). If the queue is full, for example because the broker is unavailable

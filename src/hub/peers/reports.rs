@@ -138,7 +138,8 @@ impl Reports {
         Some(self.needed)
     }
 
-    /// Notes that another instance has asked for a list that includes the updates up to this number.
+    /// Notes that another instance has asked for a list that includes the updates up to this
+    /// number.
     pub(super) fn asked(&mut self, needed: u64, now: Millis) {
         if self.number.is_none() && needed >= self.needed && now >= self.ask_at.saturating_sub(FIRST_ASK) {
             self.pause(now);

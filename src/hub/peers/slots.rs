@@ -1,7 +1,7 @@
 //! Values with small numbers as keys.
 //!
-//! The values are in pages. A vector would hold up to twice the memory after it has grown, and would
-//! move all values under the lock of its owner.
+//! The values are in pages. A vector would hold up to twice the memory after it has grown, and
+//! would move all values under the lock of its owner.
 
 /// The number of values of one page.
 const PAGE: usize = 1024;

@@ -121,8 +121,8 @@ impl Peers {
         self.instances.values_mut().for_each(|peer| peer.reports.stop_reading());
     }
 
-    /// Begins to apply the list of an instance. Returns whether the list is still needed. If so, the
-    /// parts and the end of the list follow.
+    /// Begins to apply the list of an instance. Returns whether the list is still needed. If so,
+    /// the parts and the end of the list follow.
     pub(in crate::hub) fn begin_list(&mut self, of: InstanceId, list: &List) -> bool {
         let Some(peer) = self.instances.get_mut(&of).filter(|peer| peer.reports.expects(list)) else { return false };
         peer.unconfirmed = Some(peer.ids.iter().copied().collect());
