@@ -304,8 +304,9 @@ impl Simulation {
         self.instances.iter().map(|instance| instance.counts.bytes.load(Ordering::Relaxed)).collect()
     }
 
-    /// Checks that each instance knows all connections.
-    fn check_counts(&self) {
+    /// Checks that each instance knows all connections, a second after the last change.
+    async fn check_counts(&self) {
+        sleep(Duration::from_secs(1)).await;
         let connected = self.clients.iter().filter(|client| client.stream.is_some()).count();
         for instance in &self.instances {
             assert_eq!(instance.hub.everyone().count(), connected);
@@ -347,7 +348,7 @@ async fn control_messages_stay_within_their_limits() {
         sleep(Duration::from_millis(10)).await;
     }
     simulation.run_until(Instant::now() + RAMP + Duration::from_secs(2)).await;
-    simulation.check_counts();
+    simulation.check_counts().await;
     eprintln!("{instances} instances with {each} connections each, connected after {:?}", real.elapsed());
 
     // Sessions begin and end.
@@ -390,7 +391,7 @@ async fn control_messages_stay_within_their_limits() {
         }
     }
     simulation.run_until(Instant::now() + Duration::from_secs(30)).await;
-    simulation.check_counts();
+    simulation.check_counts().await;
     let left = std::mem::take(&mut *left.lock().unwrap());
     let false_ones = left.iter().filter(|(_, has_session)| *has_session).count();
     let reported: HashSet<_> = left.iter().map(|(user, _)| *user).collect();
