@@ -3,6 +3,8 @@
 use std::sync::Arc;
 
 use super::Hub;
+#[cfg(feature = "test-kit")]
+use super::cluster::shared_log::SharedLog;
 use super::connection::handle::ConnectionHandle;
 use super::connection::info::ConnectionInfo;
 use super::observe::lifecycle::Lifecycle;
@@ -79,7 +81,7 @@ impl Hub {
     #[doc(hidden)]
     #[must_use]
     pub fn memory_of_peers(&self) -> (usize, usize) {
-        self.inner.shared_log.as_ref().map_or((0, 0), |shared| shared.memory_of_peers())
+        self.inner.shared_log.as_ref().map_or((0, 0), SharedLog::memory_of_peers)
     }
 
     /// Brings the metrics up to date, for example before the handler of `/metrics` renders them.
