@@ -38,17 +38,17 @@ fn number(variable: &str) -> Option<u64> {
 }
 
 /// Returns `SOAK_SECONDS`, or `usual`.
-fn seconds(usual: u64) -> Duration {
+pub fn seconds(usual: u64) -> Duration {
     Duration::from_secs(number("SOAK_SECONDS").unwrap_or(usual))
 }
 
-fn seed(name: &str) -> u64 {
+pub fn seed(name: &str) -> u64 {
     let seed = number("SEED").unwrap_or_else(|| fastrand::u64(..100_000));
     eprintln!("soak, {name}: SEED={seed}");
     seed
 }
 
-fn millis(random: &mut Rng, range: Range<u64>) -> Duration {
+pub fn millis(random: &mut Rng, range: Range<u64>) -> Duration {
     Duration::from_millis(random.u64(range))
 }
 
@@ -88,7 +88,7 @@ fn target(hub: &Hub, names: u8) -> Target<'_> {
 }
 
 /// The broker that the instances share, and its faults.
-trait TestBroker {
+pub trait TestBroker {
     type Log: Backplane;
     /// Whether a new instance becomes ready in reasonable time.
     const CAN_REPLACE_INSTANCES: bool;
@@ -99,6 +99,10 @@ trait TestBroker {
     /// Injects one fault, and returns when it is over. Returns whether acknowledged records were
     /// lost.
     async fn inject_fault(&mut self, random: &mut Rng) -> bool;
+    /// Describes the faults for the last line of a run.
+    fn describe_faults(&self) -> String {
+        String::new()
+    }
 }
 
 /// This broker has faults by itself. From time to time it is away as well.
@@ -207,6 +211,8 @@ impl Fleet {
 /// The records of one publisher, each with a unique number.
 #[derive(Default)]
 struct Written {
+    /// The number of events.
+    published: usize,
     acknowledged: Vec<(LogPosition, u64, u8)>,
     unknown: HashMap<u64, u8>,
 }
@@ -232,6 +238,7 @@ async fn publish(fleet: Arc<Fleet>, instance: usize, pace: Duration, mut random:
         let count = if !repeats && random.u8(..10) == 0 { 10 } else { 1 };
         let records: Vec<_> = (next..next + count).map(|n| (n, AUDIENCES[random.usize(..AUDIENCES.len())])).collect();
         next += count;
+        written.published += records.len();
         let event = |number: u64| {
             let event = Event::unnamed(number.to_string());
             if repeats { event.idempotency_key(number.to_string()) } else { event }
@@ -432,7 +439,7 @@ impl Ledger {
     }
 }
 
-async fn soak<G: TestBroker>(mut broker: G, seed: u64, time: Duration, may_lose: bool) {
+pub async fn soak<G: TestBroker>(mut broker: G, seed: u64, time: Duration, may_lose: bool) {
     let mut random = Rng::with_seed(seed);
     let hubs: Vec<Hub> = (0..INSTANCES).map(|n| instance(broker.log(n))).collect();
     until(|| hubs.iter().all(Hub::is_ready)).await;
@@ -499,7 +506,17 @@ async fn soak<G: TestBroker>(mut broker: G, seed: u64, time: Duration, may_lose:
     }
     let acknowledged: usize = written.iter().map(|written| written.acknowledged.len()).sum();
     let unknown: usize = written.iter().map(|written| written.unknown.len()).sum();
-    eprintln!("SEED={seed}: {faults} faults, {losses} losses, {acknowledged} acknowledged, {unknown} unknown");
+    let published: usize = written.iter().map(|written| written.published).sum();
+    let entries = || ended.iter().flat_map(|client| &client.history);
+    let delivered: usize = entries().map(|entry| entry.received.len()).sum();
+    // Each further epoch of a client began with a gap, and there were no other gaps.
+    let gaps = entries().count() - ended.len();
+    eprintln!(
+        "SEED={seed}: {published} published, {acknowledged} acknowledged, {unknown} unknown, {delivered} delivered to \
+         {} clients, {gaps} gaps of a new epoch, 0 other gaps, {faults} faults, {losses} losses {}",
+        ended.len(),
+        broker.describe_faults()
+    );
     assert!(acknowledged > 500, "too few events were published");
 }
 

@@ -11,6 +11,8 @@ use async_nats::jetstream::message::PublishMessage;
 use async_nats::jetstream::publish::PublishAck;
 
 use super::super::{Answer, BackplaneError, LogPosition, NewRecord};
+use super::connection::Connection;
+use super::denials::Denial;
 use super::names::{VALUES, escape, write_values};
 use super::session::Session;
 
@@ -37,16 +39,17 @@ pub(super) async fn append(session: &Session, records: &[NewRecord]) -> Vec<Outc
     // The time limit of each wait. The first wait that exceeds this limit sets it to zero, so that
     // one call does not wait this long for each record.
     let mut limit = session.connection.limits.timeout;
+    let denial = session.connection.denial(&session.connection.names.subjects());
     for record in records {
         if pending.len() >= WINDOW
             && let Some(sent) = pending.pop_front()
         {
-            outcomes.push(acknowledged(session, sent, &mut limit).await);
+            outcomes.push(acknowledged(session, sent, &denial, &mut limit).await);
         }
         pending.push_back(send(session, record, &mut limit).await);
     }
     for sent in pending {
-        outcomes.push(acknowledged(session, sent, &mut limit).await);
+        outcomes.push(acknowledged(session, sent, &denial, &mut limit).await);
     }
     outcomes
 }
@@ -82,13 +85,18 @@ async fn send(session: &Session, record: &NewRecord, limit: &mut Duration) -> An
 }
 
 /// Returns the outcome of a record. Waits for the acknowledgement if the record was sent.
-async fn acknowledged(session: &Session, sent: Answer<PublishAckFuture>, limit: &mut Duration) -> Outcome {
+async fn acknowledged(
+    session: &Session,
+    sent: Answer<PublishAckFuture>,
+    denial: &Denial,
+    limit: &mut Duration,
+) -> Outcome {
     let sent = match sent {
         Ok(sent) => sent,
         Err(error) => return Outcome::Failed(error),
     };
-    match session.connection.within(*limit, sent.into_future()).await {
-        // The server is still storing the first record with this idempotency key.
+    match session.connection.unless(denial, *limit, sent.into_future()).await {
+        // The server is still storing the first record with this idempotency key, and may yet fail.
         Ok(Ok(PublishAck { sequence: 0, .. })) => {
             Outcome::Failed(BackplaneError::unknown("the number of the record is not known yet"))
         }
@@ -106,9 +114,6 @@ async fn acknowledged(session: &Session, sent: Answer<PublishAckFuture>, limit: 
 fn rejected(error: &PublishError) -> Outcome {
     match error.kind() {
         PublishErrorKind::StreamNotFound => Outcome::NoStream,
-        PublishErrorKind::TimedOut | PublishErrorKind::BrokenPipe => {
-            Outcome::Failed(BackplaneError::unknown(error.to_string()))
-        }
-        _ => Outcome::Failed(BackplaneError::rejected(error.to_string())),
+        _ => Outcome::Failed(Connection::publish_error(error)),
     }
 }

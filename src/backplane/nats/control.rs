@@ -8,7 +8,7 @@ use bytes::Bytes;
 use super::super::{Answer, BackplaneError};
 use super::connection::Connection;
 use super::reader::Reader;
-use super::streams;
+use super::streams::Plain;
 
 /// Sends a control message. Creates the stream of control messages if it does not exist.
 pub(super) async fn broadcast(connection: &Connection, message: Bytes) -> Answer<()> {
@@ -16,7 +16,7 @@ pub(super) async fn broadcast(connection: &Connection, message: Bytes) -> Answer
     let mut published = publish().await?;
     if published.as_ref().is_err_and(|error| error.kind() == PublishErrorKind::StreamNotFound) {
         // The stream was not created yet, or was deleted.
-        streams::control(connection).await?;
+        Plain::control(&connection.names).create_if_missing(connection).await?;
         published = publish().await?;
     }
     published.map(drop).map_err(|error| BackplaneError::unknown(error.to_string()))
@@ -29,7 +29,7 @@ pub(super) async fn broadcast(connection: &Connection, message: Bytes) -> Answer
 /// again or no longer has this number, the reader begins with the oldest message.
 pub(super) async fn listen(connection: &Connection, after: Option<Box<str>>) -> Answer<(String, Reader)> {
     let stream = &connection.names.control;
-    streams::control(connection).await?;
+    Plain::control(&connection.names).create_if_missing(connection).await?;
     let deleted = || BackplaneError::unavailable("the stream of control messages was deleted");
     let info = connection.stream(stream).await?.ok_or_else(deleted)?;
     let created = info["created"].as_str().unwrap_or_default().to_owned();

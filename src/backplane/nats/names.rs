@@ -31,6 +31,8 @@ pub(super) struct Names {
     pub(super) control: String,
     /// The subject of the key `epoch` in the bucket.
     pub(super) epoch: String,
+    /// The subject of the key `claim` in the bucket.
+    pub(super) claim: String,
     /// The prefix of all other subjects of this log.
     prefix: String,
 }
@@ -51,8 +53,19 @@ impl Names {
             journals: format!("tower-sse-journals_{token}"),
             control: format!("tower-sse-control_{token}"),
             epoch: format!("$KV.tower-sse_{token}.epoch"),
+            claim: format!("$KV.tower-sse_{token}.claim"),
             prefix: format!("tower-sse.{token}"),
         })
+    }
+
+    /// Returns the beginning of all subjects, apart from those of the bucket.
+    pub(super) fn subjects(&self) -> String {
+        format!("{}.", self.prefix)
+    }
+
+    /// Returns the wildcard for the subjects of all keys of the bucket.
+    pub(super) fn keys(&self) -> String {
+        self.epoch.replace(".epoch", ".>")
     }
 
     /// Returns the subject of records without values in one epoch. The stream accepts only the
@@ -99,6 +112,11 @@ impl Names {
         format!("{}.d.{}", self.prefix, hashed(key))
     }
 
+    /// Returns a subject of the stream of single-use values that belongs to no value.
+    pub(super) fn no_deposit(&self) -> String {
+        format!("{}.d.-", self.prefix)
+    }
+
     /// Returns the wildcard for the subjects of all single-use values.
     pub(super) fn all_deposits(&self) -> String {
         format!("{}.d.*", self.prefix)
@@ -107,6 +125,11 @@ impl Names {
     /// Returns the subject of a journal. It contains a hash of the key, which may be any text.
     pub(super) fn journal(&self, key: &str) -> String {
         format!("{}.j.{}", self.prefix, hashed(key))
+    }
+
+    /// Returns a subject of the stream of journals that belongs to no journal.
+    pub(super) fn no_journal(&self) -> String {
+        format!("{}.j.-", self.prefix)
     }
 
     /// Returns the wildcard for the subjects of all journals.

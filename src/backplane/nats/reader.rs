@@ -13,6 +13,7 @@ use serde_json::json;
 
 use super::super::{Answer, BackplaneError, Stored};
 use super::connection::Connection;
+use super::denials::Denial;
 
 /// The time without a request after which the server deletes a consumer.
 const INACTIVE: Duration = Duration::from_secs(30);
@@ -25,6 +26,10 @@ pub(super) struct Reader {
     /// The subject to which the server sends the messages.
     inbox: String,
     messages: Subscriber,
+    denial: Denial,
+    /// The number of the newest message that was read. A server may send an older message, because a
+    /// replica that is behind begins with a message that it has.
+    after: u64,
     /// The number of messages that the reader had to read at the time of opening.
     pub(super) waiting: u64,
     /// The number of messages of the current request that have not arrived.
@@ -65,6 +70,7 @@ impl Reader {
         let info = connection.ask("CONSUMER.CREATE", &subject, &request).await?;
         let info = info.ok_or_else(|| BackplaneError::unavailable(format!("the stream {stream} does not exist")))?;
         let waiting = info["num_pending"].as_u64().unwrap_or(0);
+        let denial = connection.denial(&format!("$JS.API.CONSUMER.MSG.NEXT.{stream}."));
         let inbox = connection.client.new_inbox();
         let messages = connection.client.subscribe(inbox.clone()).await;
         let messages = messages.map_err(|error| BackplaneError::unavailable(error.to_string()))?;
@@ -74,6 +80,8 @@ impl Reader {
             consumer,
             inbox,
             messages,
+            denial,
+            after,
             waiting,
             requested: 0,
             expires: Duration::ZERO,
@@ -100,12 +108,15 @@ impl Reader {
         }
         // For a deleted consumer the server may send nothing, not even the end of the request.
         let limit = self.expires + self.connection.limits.timeout;
-        let mut next = Some(self.connection.within(limit, self.messages.next()).await?);
+        let mut next = Some(self.connection.unless(&self.denial, limit, self.messages.next()).await?);
         let mut batch = Vec::new();
         while let Some(message) = next {
             let message = message.ok_or_else(|| BackplaneError::unknown("the connection ended"))?;
             let Some(message) = self.read(message)? else { break };
-            batch.push(message);
+            if message.stored.sequence > self.after {
+                self.after = message.stored.sequence;
+                batch.push(message);
+            }
             next = if self.requested > 0 { self.messages.next().now_or_never() } else { None };
         }
         Ok(batch)

@@ -170,7 +170,13 @@ impl Shared {
             if !is_repeated {
                 break;
             }
-            session = match self.in_time(self.reopen(&session, seen, false)).await {
+            // The stream may only have been without a leader for a moment.
+            let found = match session.state(seen).await {
+                Ok(Some(_)) => Ok(session),
+                Ok(None) => self.in_time(self.reopen(&session, seen, false)).await,
+                Err(error) => Err(error),
+            };
+            session = match found {
                 Ok(session) => session,
                 Err(error) => {
                     let error = error.before_request();
