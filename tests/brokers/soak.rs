@@ -94,6 +94,8 @@ pub trait TestBroker {
     const CAN_REPLACE_INSTANCES: bool;
     /// The pause between two publishes of one publisher.
     const PACE: Duration;
+    /// The minimum number of acknowledged events of a run.
+    const ACKNOWLEDGED: usize = 500;
 
     fn log(&self, instance: usize) -> Self::Log;
     /// Injects one fault, and returns when it is over. Returns whether acknowledged records were
@@ -517,7 +519,7 @@ pub async fn soak<G: TestBroker>(mut broker: G, seed: u64, time: Duration, may_l
         ended.len(),
         broker.describe_faults()
     );
-    assert!(acknowledged > 500, "too few events were published");
+    assert!(acknowledged > G::ACKNOWLEDGED, "too few events were published");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

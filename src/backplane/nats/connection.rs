@@ -261,25 +261,34 @@ impl Connection {
         self.ask_unless(method, subject, request, &[NO_STREAM]).await
     }
 
-    /// Returns the server's description of a stream, or `None` if the stream does not exist.
-    ///
-    /// While a stream has no leader, each of its replicas describes its own copy, which may lack
-    /// acknowledged messages. So such a description is an error.
+    /// Returns the server's description of a stream, or `None` if the stream does not exist. Asks a
+    /// cluster several times before it returns `None`.
     pub(super) async fn stream(&self, name: &str) -> Answer<Option<Json>> {
-        for ask in 1.. {
-            let info = self.ask("STREAM.INFO", name, &json!({})).await?;
-            if let Some(cluster) = info.as_ref().and_then(|info| info["cluster"].as_object()) {
-                self.note_cluster()?;
-                if cluster.get("leader").and_then(Json::as_str).is_none_or(str::is_empty) {
-                    return Err(BackplaneError::unavailable(format!("the stream {name} has no leader at the moment")));
-                }
-            }
-            if info.is_some() || !self.is_clustered() || ask >= ASKS {
+        let mut asks = 0;
+        loop {
+            let info = self.known_stream(name).await?;
+            asks += 1;
+            if info.is_some() || !self.is_clustered() || asks >= ASKS {
                 return Ok(info);
             }
             tokio::time::sleep(ASK_PAUSE).await;
         }
-        Ok(None)
+    }
+
+    /// Returns the server's description of a stream. Asks once, so `None` does not prove that the
+    /// stream does not exist.
+    ///
+    /// While a stream has no leader, each of its replicas describes its own copy, which may lack
+    /// acknowledged messages. So such a description is an error.
+    pub(super) async fn known_stream(&self, name: &str) -> Answer<Option<Json>> {
+        let info = self.ask("STREAM.INFO", name, &json!({})).await?;
+        if let Some(cluster) = info.as_ref().and_then(|info| info["cluster"].as_object()) {
+            self.note_cluster()?;
+            if cluster.get("leader").and_then(Json::as_str).is_none_or(str::is_empty) {
+                return Err(BackplaneError::unavailable(format!("the stream {name} has no leader at the moment")));
+            }
+        }
+        Ok(info)
     }
 
     /// Returns the lowest message number in a stream that is at least `number`, or `None` if the

@@ -103,21 +103,27 @@ impl Reader {
     /// `count`. Returns an empty list if the server ends the request, which it does after
     /// `expires`. While an earlier request is pending, its `count` and `expires` apply.
     pub(super) async fn next(&mut self, count: usize, expires: Duration) -> Answer<Vec<Message>> {
-        if self.requested == 0 {
-            self.request(count, expires).await?;
-        }
-        // For a deleted consumer the server may send nothing, not even the end of the request.
-        let limit = self.expires + self.connection.limits.timeout;
-        let mut next = Some(self.connection.unless(&self.denial, limit, self.messages.next()).await?);
         let mut batch = Vec::new();
-        while let Some(message) = next {
-            let message = message.ok_or_else(|| BackplaneError::unknown("the connection ended"))?;
-            let Some(message) = self.read(message)? else { break };
-            if message.stored.sequence > self.after {
-                self.after = message.stored.sequence;
-                batch.push(message);
+        let mut has_ended = false;
+        while batch.is_empty() && !has_ended {
+            if self.requested == 0 {
+                self.request(count, expires).await?;
             }
-            next = if self.requested > 0 { self.messages.next().now_or_never() } else { None };
+            // For a deleted consumer the server may send nothing, not even the end of the request.
+            let limit = self.expires + self.connection.limits.timeout;
+            let mut next = Some(self.connection.unless(&self.denial, limit, self.messages.next()).await?);
+            while let Some(message) = next {
+                let message = message.ok_or_else(|| BackplaneError::unknown("the connection ended"))?;
+                let Some(message) = self.read(message)? else {
+                    has_ended = true;
+                    break;
+                };
+                if message.stored.sequence > self.after {
+                    self.after = message.stored.sequence;
+                    batch.push(message);
+                }
+                next = if self.requested > 0 { self.messages.next().now_or_never() } else { None };
+            }
         }
         Ok(batch)
     }

@@ -92,10 +92,13 @@ struct Claims {
 pub(super) async fn open(connection: Connection, seen: Option<Seen>, ended: Option<u64>) -> Answer<Session> {
     let names = Arc::clone(&connection.names);
     let is_complete = connection.is_clustered();
+    let mut is_log_missing = false;
     // Old servers can create a stream twice if several instances create it at once. So on a single
     // server, only the instance with the claim creates these streams.
     if is_complete {
-        streams::create_missing(&connection).await?;
+        // At the same time, because a stream that does not exist is asked for several times.
+        let ((), log) = futures::try_join!(streams::create_missing(&connection), streams::log(&connection))?;
+        is_log_missing = log.is_none();
     }
     let mut claims = Claims::default();
     let mut attempts = 0;
@@ -107,12 +110,15 @@ pub(super) async fn open(connection: Connection, seen: Option<Seen>, ended: Opti
             claim = read_claim(&connection).await?;
         }
         if !claims.can_continue(&claim, connection.limits.timeout) {
+            is_log_missing = false;
             sleep(CLAIM_PAUSE).await;
             continue;
         }
         attempts += 1;
         let values_end = values::end(&connection).await?;
-        let Some(log) = streams::log(&connection).await? else {
+        let log = if is_log_missing { None } else { streams::log(&connection).await? };
+        is_log_missing = false;
+        let Some(log) = log else {
             if claims.write(&connection, &claim).await? {
                 if !is_complete {
                     streams::create_missing(&connection).await?;
@@ -122,7 +128,7 @@ pub(super) async fn open(connection: Connection, seen: Option<Seen>, ended: Opti
                 // values and create it again.
                 if streams::make_log(&connection, candidate).await? {
                     streams::delete(&connection, &names.values).await?;
-                    streams::values(&connection).await?;
+                    streams::make_values(&connection).await?;
                 }
             }
             continue;
@@ -173,18 +179,28 @@ pub(super) async fn open(connection: Connection, seen: Option<Seen>, ended: Opti
         claims.clear(&connection).await;
         let Log { first, created, .. } = log;
         let last = last.max(log.last);
-        return Ok(Session {
-            connection,
-            opened: LogState { epoch: record.epoch, first, last },
-            created,
-            highest: AtomicU64::new(last),
-            over: AtomicBool::new(false),
-            journals: Known::default(),
-            deposits: Barrier::default(),
-            noted: Mutex::new(Instant::now()),
-        });
+        return Ok(Session::new(connection, LogState { epoch: record.epoch, first, last }, created));
     }
     Err(BackplaneError::unavailable("the log cannot be opened while other instances change it"))
+}
+
+/// Opens the log over a new connection to a cluster, if it is still the log of an earlier session,
+/// in the same epoch. Otherwise returns `None`.
+///
+/// This needs only the leader of the log. So a server that leads another stream can fail without
+/// interrupting the instances that are running.
+pub(super) async fn resume(connection: &Connection, old: &Session, seen: Option<Seen>) -> Answer<Option<Session>> {
+    let Some(info) = connection.stream(&connection.names.log).await? else { return Ok(None) };
+    let log = Log::new(&connection.names, &info)?;
+    let known = old.seen();
+    if !connection.is_clustered() || log.created != old.created || log.epoch != Some(known.epoch) {
+        return Ok(None);
+    }
+    let seen = seen.filter(|seen| seen.epoch == known.epoch).map_or(0, |seen| seen.sequence);
+    let checked = check(connection, log, known.sequence.max(seen), 0).await?;
+    let Some(Checked { log, is_lost: false, .. }) = checked else { return Ok(None) };
+    let opened = LogState { epoch: known.epoch, first: log.first, last: log.last };
+    Ok(Some(Session::new(connection.clone(), opened, log.created)))
 }
 
 /// The log after its last number was compared with the numbers that are known.
@@ -198,7 +214,7 @@ struct Checked {
 
 /// Compares the last number of the log with the highest `known` number and with the number of the
 /// newest value. In a cluster, the description of the log proves nothing, so the number of a new
-/// record counts. Returns `None` if the log does not accept this record.
+/// record is compared instead. Returns `None` if the log does not accept this record.
 async fn check(connection: &Connection, mut log: Log, known: u64, values_end: u64) -> Answer<Option<Checked>> {
     let mut is_lost = log.last < known;
     let mut is_behind_values = log.last < values_end;
@@ -208,7 +224,7 @@ async fn check(connection: &Connection, mut log: Log, known: u64, values_end: u6
         };
         let Some(proof) = proof::append(connection, epoch).await? else { return Ok(None) };
         log.last = log.last.max(proof);
-        is_lost = proof <= known;
+        is_lost = proof <= known.max(values_end);
         is_behind_values = proof <= values_end;
     }
     Ok(Some(Checked { log, is_lost, is_behind_values }))
@@ -257,6 +273,19 @@ impl Claims {
 }
 
 impl Session {
+    fn new(connection: Connection, opened: LogState, created: String) -> Self {
+        Self {
+            connection,
+            opened,
+            created,
+            highest: AtomicU64::new(opened.last),
+            over: AtomicBool::new(false),
+            journals: Known::default(),
+            deposits: Barrier::default(),
+            noted: Mutex::new(Instant::now()),
+        }
+    }
+
     /// Returns the highest position that this session has seen.
     pub(super) fn seen(&self) -> LogPosition {
         LogPosition { epoch: self.opened.epoch, sequence: self.highest.load(Ordering::Acquire) }

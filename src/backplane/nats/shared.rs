@@ -120,7 +120,16 @@ impl Shared {
             Some(seen) if known.epoch != seen.epoch || known.sequence <= seen.sequence => Some(seen),
             _ => Some(known),
         });
-        let session = session::open(connection, seen, ended).await?;
+        let resumed = match &newest {
+            Some(newest) if ended.is_none() && connection.is_clustered() => {
+                session::resume(&connection, newest, seen).await?
+            }
+            _ => None,
+        };
+        let session = match resumed {
+            Some(session) => session,
+            None => session::open(connection, seen, ended).await?,
+        };
         if let Some(old) = current.take() {
             old.end();
         }

@@ -160,9 +160,15 @@ impl<'n> Plain<'n> {
     }
 }
 
-/// Creates the streams of [`Plain`] that do not exist.
+/// Creates the streams of [`Plain`] that do not exist. Ignores a stream that exists and has no
+/// leader at the moment, because the log can be opened without it.
 pub(super) async fn create_missing(connection: &Connection) -> Answer<()> {
-    let created = Plain::all(&connection.names).map(|stream| stream.create_if_missing(connection));
+    let created = Plain::all(&connection.names).map(|stream| async {
+        match stream.create_if_missing(connection).await {
+            Err(error) if !error.is_rejected() && connection.is_clustered() => Ok(()),
+            created => created,
+        }
+    });
     try_join_all(created).await.map(drop)
 }
 
@@ -251,20 +257,29 @@ pub(super) async fn fence(connection: &Connection, log: Log, epoch: u64) -> Answ
     Ok(Some(log))
 }
 
+/// Creates the stream of current values. Returns `None` if a stream of this name exists with other
+/// settings.
+pub(super) async fn make_values(connection: &Connection) -> Answer<Option<Json>> {
+    let names = &connection.names;
+    let settings = json!({
+        "max_msgs": number(connection.limits.max_values),
+        "max_msgs_per_subject": 1,
+        "sources": [{ "name": names.log, "filter_subject": names.keyed() }],
+    });
+    create(connection, &names.values, settings).await
+}
+
 /// Creates the stream of current values if it does not exist, applies the adapter's limit, and
 /// waits until the server copies records from the log into this stream. Returns false if another
 /// instance meanwhile deletes the stream, or creates it with other settings.
 pub(super) async fn values(connection: &Connection) -> Answer<bool> {
     let names = &connection.names;
-    let source = json!([{ "name": names.log, "filter_subject": names.keyed() }]);
     let info = match connection.stream(&names.values).await? {
         Some(info) => info,
-        None => {
-            let max_msgs = number(connection.limits.max_values);
-            let settings = json!({ "max_msgs": max_msgs, "max_msgs_per_subject": 1, "sources": source });
-            let Some(info) = create(connection, &names.values, settings).await? else { return Ok(false) };
-            info
-        }
+        None => match make_values(connection).await? {
+            Some(info) => info,
+            None => return Ok(false),
+        },
     };
     expect(&info, &names.values, &[("retention", json!("limits")), ("max_msgs_per_subject", json!(1))])?;
     let config = &info["config"];

@@ -33,7 +33,7 @@ fn source(headers: &HeaderMap) -> Option<u64> {
 /// Returns the number of the newest copied record, or 0 if the stream of values has no copied
 /// record.
 pub(super) async fn end(connection: &Connection) -> Answer<u64> {
-    let Some(info) = connection.stream(&connection.names.values).await? else { return Ok(0) };
+    let Some(info) = connection.known_stream(&connection.names.values).await? else { return Ok(0) };
     let last = info["state"]["last_seq"].as_u64().unwrap_or(0);
     if info["state"]["messages"] == 0 {
         return Ok(0);
