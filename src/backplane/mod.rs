@@ -23,6 +23,10 @@
 //!   begins, a reader can mistake these records for records of the old epoch. The returned
 //!   positions are in the new epoch.
 //!
+//!   In a cluster of NATS servers, no read proves a loss. So `Nats` first appends a record without
+//!   an audience if the log seems to end below the position, and only the number of this record
+//!   decides. So the log may have some more records than the hubs have appended.
+//!
 //!   If a log has lost records and has since grown past the seen position, its end does not reveal
 //!   the loss. So the hub compares records that it has read with the records that the log has now.
 //!   An adapter may also compare the newest record that it appended. `Redis` compares this record

@@ -193,6 +193,8 @@ pub async fn use_everything(log: &Nats) -> Vec<BackplaneError> {
     }
     if let Ok(state) = state {
         note(soon(log.range(state.last, 10)).await.map(drop));
+        // A read that finds no record asks for the next one.
+        note(soon(log.range(state.last + 1_000, 10)).await.map(drop));
         // Without the permission to append, the tail has no record.
         let next = tokio::time::timeout(Duration::from_secs(1), log.tail(state.last).next().map(Option::unwrap)).await;
         note(next.map_or(Ok(()), |batch| batch.map(drop)));
@@ -289,9 +291,13 @@ async fn documented_permissions_are_enough_and_a_missing_one_is_named() {
         assert!(errors.iter().any(is_named), "without {subject}: {errors:?}");
     }
 
-    // Another prefix than the permitted one.
+    // Another prefix and another namespace than the permitted ones.
     let error = soon(log_of(&server, "shop", "_INBOX_other").state(None)).await.unwrap_err();
     assert!(error.is_rejected() && error.to_string().contains("_INBOX_other"), "{error}");
+    let url = server.url().replace("nats://", "nats://shop:shop@");
+    let other = Nats::new(&url, "other").unwrap().inbox_prefix(role.prefix()).unwrap();
+    let error = soon(other.state(None)).await.unwrap_err();
+    assert!(error.is_rejected() && error.to_string().contains("tower-sse_other"), "{error}");
 }
 
 /// The contract uses namespaces of its own, so the lists of the documentation are changed to these.

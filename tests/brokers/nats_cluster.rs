@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use fastrand::Rng;
 use tokio::time::sleep;
-use tower_sse::backplane::{Backplane, LogPosition, Nats, NewRecord};
+use tower_sse::backplane::{Backplane, LogPosition, LogState, Nats, NewRecord};
 use tower_sse::{Cursor, Event, Hub, SubscriberItem, Subscription};
 
 use crate::instances::builder;
@@ -46,21 +46,13 @@ async fn every_stream_gets_the_required_replicas_and_keeps_them() {
     assert_eq!(replicas().await, [1; 6]);
     let three = Nats::new(&cluster.url(), "r").unwrap().replicas(3).unwrap();
     // Until the new replicas are ready, the streams may have no leader.
-    let state = soon(async {
-        loop {
-            match three.state(None).await {
-                Ok(state) => return state,
-                Err(error) => assert!(!error.is_rejected(), "{error}"),
-            }
-        }
-    })
-    .await;
+    let state = available_state(&three, None).await;
     assert_eq!((state.epoch, state.last), (position.epoch, 1));
     assert_eq!(replicas().await, [3; 6]);
     let errors = use_everything(&three).await;
     assert!(errors.is_empty(), "{errors:?}");
     // An adapter with fewer replicas lowers nothing.
-    soon(Nats::new(&cluster.url(), "r").unwrap().state(None)).await.unwrap();
+    available_state(&Nats::new(&cluster.url(), "r").unwrap(), None).await;
     assert_eq!(replicas().await, [3; 6]);
 }
 
@@ -182,7 +174,20 @@ async fn a_leader_that_is_cut_off_proves_no_loss_and_its_clients_miss_nothing_af
         let delivered: Vec<_> = received.iter().filter(|text| acknowledged.contains(text)).collect();
         assert_eq!(delivered, acknowledged.iter().collect::<Vec<_>>());
     }
-    assert_eq!(soon(old.state(Some(seen))).await.unwrap().epoch, first.epoch);
+    assert_eq!(available_state(&old, Some(seen)).await.epoch, first.epoch);
+}
+
+/// Returns the state of the log when every stream has a leader.
+async fn available_state(log: &Nats, seen: Option<LogPosition>) -> LogState {
+    soon(async {
+        loop {
+            match log.state(seen).await {
+                Ok(state) => return state,
+                Err(error) => assert!(!error.is_rejected(), "{error}"),
+            }
+        }
+    })
+    .await
 }
 
 fn number(hub: &Hub) -> u64 {

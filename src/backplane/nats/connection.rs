@@ -37,6 +37,10 @@ const MIN_VERSION_IN_CLUSTER: Version = Version(2, 12, 2);
 const ASKS: u32 = 3;
 /// The pause between these requests.
 const ASK_PAUSE: Duration = Duration::from_millis(500);
+/// The number of times for which the adapter asks for the description of a stream without a leader.
+const LEADER_ASKS: u32 = 8;
+/// The pause between these requests.
+const LEADER_PAUSE: Duration = Duration::from_millis(50);
 /// The error code of JetStream for a stream that does not exist.
 const NO_STREAM: u64 = 10059;
 /// The error code of JetStream for a message that does not exist.
@@ -279,16 +283,19 @@ impl Connection {
     /// stream does not exist.
     ///
     /// While a stream has no leader, each of its replicas describes its own copy, which may lack
-    /// acknowledged messages. So such a description is an error.
+    /// acknowledged messages. So such a description is an error. A stream that was just created has
+    /// no leader for a moment, so the adapter waits for that long.
     pub(super) async fn known_stream(&self, name: &str) -> Answer<Option<Json>> {
-        let info = self.ask("STREAM.INFO", name, &json!({})).await?;
-        if let Some(cluster) = info.as_ref().and_then(|info| info["cluster"].as_object()) {
+        for _ in 0..LEADER_ASKS {
+            let info = self.ask("STREAM.INFO", name, &json!({})).await?;
+            let Some(cluster) = info.as_ref().and_then(|info| info["cluster"].as_object()) else { return Ok(info) };
             self.note_cluster()?;
-            if cluster.get("leader").and_then(Json::as_str).is_none_or(str::is_empty) {
-                return Err(BackplaneError::unavailable(format!("the stream {name} has no leader at the moment")));
+            if cluster.get("leader").and_then(Json::as_str).is_some_and(|leader| !leader.is_empty()) {
+                return Ok(info);
             }
+            tokio::time::sleep(LEADER_PAUSE).await;
         }
-        Ok(info)
+        Err(BackplaneError::unavailable(format!("the stream {name} has no leader at the moment")))
     }
 
     /// Returns the lowest message number in a stream that is at least `number`, or `None` if the

@@ -25,6 +25,7 @@ use async_nats::jetstream::publish::PublishAck;
 use bytes::Bytes;
 use futures::future::BoxFuture;
 use serde_json::json;
+use tokio::time::sleep;
 
 use super::super::journal::{self, Begun, JournalAppend, JournalId, JournalPage, Journals, fitting};
 use super::super::{Answer, BackplaneError};
@@ -38,6 +39,8 @@ use super::streams::{self, Plain};
 
 /// The maximum number of attempts while other callers change the journal.
 const ATTEMPTS: usize = 8;
+/// The pause between two attempts in a cluster.
+const PAUSE: Duration = Duration::from_millis(20);
 /// The number of entries in the first batch of a read, whose size is not known yet.
 const FIRST_BATCH: usize = 64;
 /// The maximum number of entries in one batch of a read.
@@ -121,7 +124,13 @@ impl<'s> Subject<'s> {
             Err(error) => {
                 self.known.written.forget(self.subject);
                 match error.kind() {
-                    _ if Connection::is_conflict(&error) => Ok(false),
+                    _ if Connection::is_conflict(&error) => {
+                        // In a cluster, the message of another caller may not be stored yet.
+                        if self.connection.is_clustered() {
+                            sleep(PAUSE).await;
+                        }
+                        Ok(false)
+                    }
                     PublishErrorKind::StreamNotFound => {
                         self.known.has_stream.store(false, Ordering::Release);
                         Ok(false)
@@ -357,7 +366,7 @@ async fn purge(connection: &Connection, subject: &str, sequence: u64) {
 fn purge_later(shared: &Arc<Shared>, subject: String, sequence: u64, keep: Duration) {
     let shared = Arc::downgrade(shared);
     tokio::spawn(async move {
-        tokio::time::sleep(keep).await;
+        sleep(keep).await;
         let Some(shared) = shared.upgrade() else { return };
         if let Ok(session) = shared.session(None).await {
             purge(&session.connection, &subject, sequence).await;

@@ -10,6 +10,7 @@ use async_nats::{HeaderMap, StatusCode, Subscriber};
 use bytes::Bytes;
 use futures::{FutureExt, StreamExt};
 use serde_json::json;
+use tokio::time::sleep;
 
 use super::super::{Answer, BackplaneError, Stored};
 use super::connection::Connection;
@@ -17,6 +18,12 @@ use super::denials::Denial;
 
 /// The time without a request after which the server deletes a consumer.
 const INACTIVE: Duration = Duration::from_secs(30);
+
+/// The number of requests that a reader may repeat before the first answer. In a cluster, the server
+/// of the connection may hear of the new consumer a moment after the consumer was created.
+const REPEATS: u32 = 25;
+/// The pause before a repeated request.
+const PAUSE: Duration = Duration::from_millis(20);
 
 /// A reader of a stream.
 pub(super) struct Reader {
@@ -27,6 +34,8 @@ pub(super) struct Reader {
     inbox: String,
     messages: Subscriber,
     denial: Denial,
+    /// The number of requests that may still be repeated.
+    repeats: u32,
     /// The number of the newest message that was read. A server may send an older message, because a
     /// replica that is behind begins with a message that it has.
     after: u64,
@@ -81,6 +90,7 @@ impl Reader {
             inbox,
             messages,
             denial,
+            repeats: if connection.is_clustered() { REPEATS } else { 0 },
             after,
             waiting,
             requested: 0,
@@ -114,6 +124,13 @@ impl Reader {
             let mut next = Some(self.connection.unless(&self.denial, limit, self.messages.next()).await?);
             while let Some(message) = next {
                 let message = message.ok_or_else(|| BackplaneError::unknown("the connection ended"))?;
+                if message.status == Some(StatusCode::NO_RESPONDERS) && self.repeats > 0 {
+                    self.repeats -= 1;
+                    self.requested = 0;
+                    sleep(PAUSE).await;
+                    break;
+                }
+                self.repeats = 0;
                 let Some(message) = self.read(message)? else {
                     has_ended = true;
                     break;
