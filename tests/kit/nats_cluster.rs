@@ -33,8 +33,8 @@ pub struct NatsCluster {
 }
 
 impl NatsCluster {
-    /// Starts a cluster, and waits until it stores messages. Returns `None` without a server, and if
-    /// the installed server is too old for a cluster.
+    /// Starts a cluster, and waits until it stores messages. Returns `None` without a server, and
+    /// if the installed server is too old for a cluster.
     pub async fn start() -> Option<Self> {
         if !is_installed() || !can_cluster() {
             return None;
@@ -59,7 +59,8 @@ impl NatsCluster {
                 &format!("nats://127.0.0.1:{}", ports[server]),
                 "--routes",
                 &urls.join(","),
-                // Otherwise the servers would tell each other their own ports, and pass the proxies.
+                // Otherwise the servers would tell each other their own ports, and pass the
+                // proxies.
                 "--cluster_advertise",
                 &format!("127.0.0.1:{closed}"),
             ])

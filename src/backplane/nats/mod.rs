@@ -84,11 +84,11 @@ const BATCH: usize = 512;
 /// A log on a NATS server with JetStream, for
 /// [`HubBuilder::backplane`](crate::HubBuilder::backplane).
 ///
-/// `Nats` needs the feature `nats` and a server of version 2.9 or newer, with JetStream, or a cluster
-/// of servers of version 2.12.2 or newer ([`replicas`](Self::replicas)). The log is as durable as the
-/// server's storage. A server process that is killed and restarts with its
-/// storage directory has lost no acknowledged record. If the server restarts without records that
-/// an instance has seen, the log begins a new epoch, and every stream receives one `hub.gap`.
+/// `Nats` needs the feature `nats` and a server of version 2.9 or newer, with JetStream, or a
+/// cluster of servers of version 2.12.2 or newer ([`replicas`](Self::replicas)). The log is as
+/// durable as the server's storage. A server process that is killed and restarts with its storage
+/// directory has lost no acknowledged record. If the server restarts without records that an
+/// instance has seen, the log begins a new epoch, and every stream receives one `hub.gap`.
 ///
 /// A record and its headers together must not exceed the server's `max_payload`, by default 1 MiB.
 /// The headers contain the idempotency key and the ids of the values that the record sets or
@@ -159,7 +159,8 @@ impl Nats {
     /// # #[cfg(feature = "nats")] fn main() -> Result<(), Box<dyn std::error::Error>> {
     /// use tower_sse::backplane::Nats;
     ///
-    /// let log = Nats::new("nats://one:4222, nats://two:4222, nats://three:4222", "shop")?.replicas(3)?;
+    /// let log = Nats::new("nats://one:4222, nats://two:4222, nats://three:4222", "shop")?;
+    /// let log = log.replicas(3)?;
     /// # let _ = log; Ok(()) }
     /// # #[cfg(not(feature = "nats"))] fn main() {}
     /// ```
@@ -174,9 +175,9 @@ impl Nats {
         Ok(self.with(|servers, _| servers.replicas = replicas))
     }
 
-    /// Reads a user JWT and an NKey seed from a credentials file (`.creds`), in place of a user or a
-    /// token in the URL. The adapter reads the file for each new connection, so a renewed file needs
-    /// no restart.
+    /// Reads a user JWT and an NKey seed from a credentials file (`.creds`), in place of a user or
+    /// a token in the URL. The adapter reads the file for each new connection, so a renewed file
+    /// needs no restart.
     ///
     /// If the file cannot be read or has another content, every call fails with an error.
     ///
@@ -184,7 +185,8 @@ impl Nats {
     /// # #[cfg(feature = "nats")] fn main() -> Result<(), Box<dyn std::error::Error>> {
     /// use tower_sse::backplane::Nats;
     ///
-    /// let log = Nats::new("tls://connect.example.com", "shop")?.credentials_file("/run/secrets/nats.creds");
+    /// let log = Nats::new("tls://nats.example.com", "shop")?;
+    /// let log = log.credentials_file("/run/secrets/nats.creds");
     /// # let _ = log; Ok(()) }
     /// # #[cfg(not(feature = "nats"))] fn main() {}
     /// ```
@@ -257,9 +259,9 @@ impl Nats {
         self.with(|servers, _| servers.access.set_roots(pem))
     }
 
-    /// Sets the PEM files of a certificate and its private key, for servers that verify clients. The
-    /// adapter reads the files for each new connection. If they cannot be read, every call fails with
-    /// an error. [`root_certificates`](Self::root_certificates) has an example.
+    /// Sets the PEM files of a certificate and its private key, for servers that verify clients.
+    /// The adapter reads the files for each new connection. If they cannot be read, every call
+    /// fails with an error. [`root_certificates`](Self::root_certificates) has an example.
     #[must_use]
     pub fn client_certificate(self, certificate: impl Into<PathBuf>, key: impl Into<PathBuf>) -> Self {
         let (certificate, key) = (certificate.into(), key.into());

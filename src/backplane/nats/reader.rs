@@ -19,8 +19,8 @@ use super::denials::Denial;
 /// The time without a request after which the server deletes a consumer.
 const INACTIVE: Duration = Duration::from_secs(30);
 
-/// The number of requests that a reader may repeat before the first answer. In a cluster, the server
-/// of the connection may hear of the new consumer a moment after the consumer was created.
+/// The number of requests that a reader may repeat before the first answer. In a cluster, the
+/// server of the connection may hear of the new consumer a moment after the consumer was created.
 const REPEATS: u32 = 25;
 /// The pause before a repeated request.
 const PAUSE: Duration = Duration::from_millis(20);
@@ -36,8 +36,8 @@ pub(super) struct Reader {
     denial: Denial,
     /// The number of requests that may still be repeated.
     repeats: u32,
-    /// The number of the newest message that was read. A server may send an older message, because a
-    /// replica that is behind begins with a message that it has.
+    /// The number of the newest message that was read. A server may send an older message, because
+    /// a replica that is behind begins with a message that it has.
     after: u64,
     /// The number of messages that the reader had to read at the time of opening.
     pub(super) waiting: u64,

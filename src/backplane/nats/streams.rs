@@ -173,8 +173,8 @@ pub(super) async fn create_missing(connection: &Connection) -> Answer<()> {
 }
 
 /// Sets the number of replicas in the settings of a stream, if they have fewer than the adapter
-/// requires. Returns whether the settings have changed. The adapter never lowers the number, because
-/// another instance may require more replicas.
+/// requires. Returns whether the settings have changed. The adapter never lowers the number,
+/// because another instance may require more replicas.
 fn raise_in(connection: &Connection, config: &mut Json) -> bool {
     let is_lower = config["num_replicas"].as_u64().unwrap_or(1) < connection.replicas as u64;
     if is_lower {
@@ -225,7 +225,8 @@ pub(super) async fn make_log(connection: &Connection, epoch: u64) -> Answer<bool
 }
 
 /// Changes the log so that it accepts records without values only on the subject of this epoch,
-/// applies the adapter's limits, and raises the number of replicas. Returns `None` if the change fails because the log was deleted.
+/// applies the adapter's limits, and raises the number of replicas. Returns `None` if the change
+/// fails because the log was deleted.
 pub(super) async fn fence(connection: &Connection, log: Log, epoch: u64) -> Answer<Option<Log>> {
     let names = &connection.names;
     let mut config = log.config.clone();
