@@ -288,7 +288,9 @@ impl Connection {
     pub(super) async fn known_stream(&self, name: &str) -> Answer<Option<Json>> {
         for _ in 0..LEADER_ASKS {
             let info = self.ask("STREAM.INFO", name, &json!({})).await?;
-            let Some(cluster) = info.as_ref().and_then(|info| info["cluster"].as_object()) else { return Ok(info) };
+            // A single server of a new version also names itself as the leader, without a cluster.
+            let cluster = info.as_ref().and_then(|info| info["cluster"].as_object());
+            let Some(cluster) = cluster.filter(|cluster| cluster.contains_key("name")) else { return Ok(info) };
             self.note_cluster()?;
             if cluster.get("leader").and_then(Json::as_str).is_some_and(|leader| !leader.is_empty()) {
                 return Ok(info);

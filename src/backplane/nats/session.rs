@@ -21,6 +21,7 @@ use std::time::{Duration, Instant};
 
 use async_nats::jetstream::message::StreamMessage;
 use bytes::Bytes;
+use futures::future::try_join;
 use tokio::time::sleep;
 
 use super::super::{Answer, BackplaneError, LogPosition, LogState, Seen};
@@ -97,7 +98,7 @@ pub(super) async fn open(connection: Connection, seen: Option<Seen>, ended: Opti
     // server, only the instance with the claim creates these streams.
     if is_complete {
         // At the same time, because a stream that does not exist is asked for several times.
-        let ((), log) = futures::try_join!(streams::create_missing(&connection), streams::log(&connection))?;
+        let ((), log) = try_join(streams::create_missing(&connection), streams::log(&connection)).await?;
         is_log_missing = log.is_none();
     }
     let mut claims = Claims::default();
