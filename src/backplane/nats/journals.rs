@@ -284,7 +284,11 @@ impl<'s> Subject<'s> {
             } else if after + 1 == last {
                 vec![newest.payload]
             } else {
-                let entries = self.entries(&newest, after, max_bytes).await?;
+                let entries = match self.entries(&newest, after, max_bytes).await {
+                    // The time of the journal has passed meanwhile, and its messages were removed.
+                    Err(error) if error.is_unknown() && keep.is_some() && self.newest().await?.0.is_none() => continue,
+                    entries => entries?,
+                };
                 if entries.is_empty() {
                     // Another caller has replaced the journal meanwhile, or an entry was removed.
                     continue;
