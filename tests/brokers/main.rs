@@ -30,6 +30,7 @@ mod past;
 mod publisher;
 mod reached;
 mod redis;
+mod redis_cluster;
 mod rolled_back;
 mod run_faults;
 mod run_races;

@@ -11,7 +11,9 @@ use redis::streams::{StreamId, StreamRangeReply, StreamReadReply};
 use redis::{Cmd, FromRedisValue};
 
 use super::super::{Answer, Stored, in_time};
+use super::redirect::Connection;
 use super::server::{Shared, classify};
+use super::topology::probe;
 
 /// The time for which a blocking read waits for new entries, and the minimum time between two
 /// checks that the server is still the primary.
@@ -36,13 +38,13 @@ pub(super) enum From {
 /// purpose. Instead, this function limits each wait.
 pub(super) fn read(shared: Arc<Shared>, key: String, from: From) -> BoxStream<'static, Answer<Vec<StreamId>>> {
     Box::pin(async_stream::try_stream! {
-        let mut connection = shared.connect(None).await?;
+        let connection = shared.connect(None).await?;
         let timeout = shared.limits.timeout;
         let mut id = match from {
             From::After(number) => format!("{number}-0"),
             From::Now | From::Mark(_) => {
                 let newest = Cmd::xrevrange_count(&key, "+", "-", 1);
-                let reply: StreamRangeReply = ask(&mut connection, &newest, timeout).await?;
+                let reply: StreamRangeReply = ask(&shared, &connection, &newest, timeout).await?;
                 let newest = reply.ids.first().map_or_else(|| "0-0".to_owned(), |entry| entry.id.clone());
                 match from {
                     From::Mark(mark) if id_of(&mark) <= id_of(&newest) => mark.into(),
@@ -57,7 +59,7 @@ pub(super) fn read(shared: Arc<Shared>, key: String, from: From) -> BoxStream<'s
             // that is not the primary rejects every write, even a write that changes nothing. So
             // this write detects a demoted primary.
             if checked.is_none_or(|at| at.elapsed() >= BLOCK) {
-                let _: u64 = ask(&mut connection, &Cmd::hdel(&shared.keys.meta, "-"), timeout).await?;
+                let _: u64 = ask(&shared, &connection, &probe(&shared.keys.meta), timeout).await?;
                 checked = Some(Instant::now());
             }
             let mut command = redis::cmd("XREAD");
@@ -65,7 +67,7 @@ pub(super) fn read(shared: Arc<Shared>, key: String, from: From) -> BoxStream<'s
             command.arg("STREAMS").arg(&key).arg(&id);
             // The server also answers a read that found no entries. Without an answer, the
             // connection is broken.
-            let reply: Option<StreamReadReply> = ask(&mut connection, &command, BLOCK + timeout).await?;
+            let reply: Option<StreamReadReply> = ask(&shared, &connection, &command, BLOCK + timeout).await?;
             let entries = reply.and_then(|reply| reply.keys.into_iter().next()).map_or_else(Vec::new, |key| key.ids);
             if let Some(newest) = entries.last() {
                 id.clone_from(&newest.id);
@@ -76,8 +78,15 @@ pub(super) fn read(shared: Arc<Shared>, key: String, from: From) -> BoxStream<'s
 }
 
 /// Sends a command and waits for the answer, at most for `limit`.
-async fn ask<T: FromRedisValue>(connection: &mut MultiplexedConnection, command: &Cmd, limit: Duration) -> Answer<T> {
-    in_time(limit, async { command.query_async(connection).await.map_err(|error| classify(&error)) }).await
+async fn ask<T: FromRedisValue>(
+    shared: &Shared,
+    connection: &MultiplexedConnection,
+    command: &Cmd,
+    limit: Duration,
+) -> Answer<T> {
+    let send = |mut connection: Connection| async move { command.query_async(&mut connection).await };
+    let answer = shared.run_redirected(connection.clone(), None, &send);
+    in_time(limit, async { answer.await?.map_err(|error| classify(&error)) }).await
 }
 
 /// Returns the record of a log entry. An entry without the field `d` was not appended by the
