@@ -181,7 +181,7 @@ impl Replicated {
         for _ in 0..3 {
             let settings = format!(
                 "sentinel monitor main 127.0.0.1 {} 2\nsentinel auth-pass main {PASSWORD}\n\
-                 sentinel down-after-milliseconds main 500\nsentinel failover-timeout main 2000\n\
+                 sentinel down-after-milliseconds main 500\nsentinel failover-timeout main 3000\n\
                  sentinel sentinel-pass {SENTINEL_PASSWORD}\nrequirepass {SENTINEL_PASSWORD}\n",
                 servers[0].port
             );
@@ -190,15 +190,16 @@ impl Replicated {
                 std::fs::write(&file, settings).unwrap();
                 vec![file.to_str().unwrap().to_owned(), "--sentinel".to_owned()]
             })?;
-            // Otherwise the Sentinels need ten seconds to know each other and the replicas.
-            let periods = ["info-period", "publish-period", "ping-period", "ask-period"];
-            let mut debug = vec!["SENTINEL", "DEBUG"];
-            debug.extend(periods.iter().flat_map(|period| [*period, "100"]));
+            // Otherwise the Sentinels need ten seconds to know each other and the replicas. With a
+            // shorter `publish-period`, they would demote a promoted replica before the Sentinel
+            // that promoted it notices its new role.
+            let debug = "SENTINEL DEBUG info-period 100 ping-period 100 ask-period 100 publish-period 500";
+            let debug: Vec<&str> = debug.split(' ').collect();
             assert_eq!(sentinel.cli_as(SENTINEL_PASSWORD, &debug), "OK");
             sentinels.push(sentinel);
         }
         let this = Self { servers, sentinels };
-        this.wait_until_in_sync().await;
+        this.wait_until_connected().await;
         Some(this)
     }
 
@@ -214,36 +215,52 @@ impl Replicated {
         self.servers.iter().position(|server| address.ends_with(&format!("\n{}", server.port))).unwrap()
     }
 
-    /// Waits until all Sentinels name one primary, all other servers have caught up with it, and
-    /// all Sentinels know all of them.
+    /// Asks a Sentinel for a failover.
+    pub fn fail_over(&self) {
+        let answer = self.sentinels[0].cli_as(SENTINEL_PASSWORD, &["SENTINEL", "FAILOVER", "main"]);
+        assert_eq!(answer, "OK");
+    }
+
+    /// Waits until the first Sentinel names another primary.
+    pub async fn wait_for_another_primary(&self, old: usize) {
+        wait_until(|| self.primary() != old).await;
+    }
+
+    /// Waits until all Sentinels name one primary that is up, and know the replicas, which are
+    /// connected to it.
+    pub async fn wait_until_connected(&self) {
+        self.wait_until(|info| info.matches("state=online").count() == 2).await;
+    }
+
+    /// As [`wait_until_connected`](Self::wait_until_connected), and until the replicas have
+    /// everything that the primary has.
     pub async fn wait_until_in_sync(&self) {
-        wait_until(|| {
-            let states: Vec<_> = self
-                .sentinels
-                .iter()
-                .map(|sentinel| {
-                    let state = sentinel.cli_as(SENTINEL_PASSWORD, &["SENTINEL", "MASTER", "main"]);
-                    let lines: Vec<_> = state.lines().map(str::to_owned).collect();
-                    let of = move |name: &str| {
-                        lines.iter().position(|line| line == name).map(|at| lines[at + 1].clone()).unwrap_or_default()
-                    };
-                    (of("port"), of("flags"), of("num-slaves"), of("num-other-sentinels"))
-                })
-                .collect();
-            let port = self.servers[self.primary()].port.to_string();
-            let expected = (port, "master".to_owned(), "2".to_owned(), "2".to_owned());
-            states.iter().all(|state| *state == expected) && self.has_replicas(2)
+        self.wait_until(|info| {
+            let end = info.split("master_repl_offset:").nth(1).and_then(|rest| rest.lines().next()).unwrap_or("-");
+            info.matches(&format!("state=online,offset={end},")).count() == 2
         })
         .await;
     }
 
-    /// Whether so many replicas have everything that the primary has.
-    fn has_replicas(&self, count: usize) -> bool {
-        let info = self.servers[self.primary()].cli_as(PASSWORD, &["INFO", "replication"]);
-        let end = info.split("master_repl_offset:").nth(1).and_then(|rest| rest.lines().next());
-        let is_current =
-            |line: &&str| line.contains("state=online") && line.contains(&format!(",offset={},", end.unwrap_or("-")));
-        info.lines().filter(is_current).count() == count
+    async fn wait_until(&self, is_replicated: impl Fn(&str) -> bool) {
+        let begun = Instant::now();
+        loop {
+            let primary = &self.servers[self.primary()];
+            let port = primary.port.to_string();
+            let expected = [["port", &*port], ["flags", "master"], ["num-slaves", "2"], ["num-other-sentinels", "2"]];
+            let mut states = Vec::new();
+            for sentinel in &self.sentinels {
+                let state = sentinel.cli_as(SENTINEL_PASSWORD, &["SENTINEL", "MASTER", "main"]);
+                let lines: Vec<&str> = state.lines().collect();
+                states.push(expected.map(|field| lines.chunks(2).any(|line| line == field)));
+            }
+            let info = primary.cli_as(PASSWORD, &["INFO", "replication"]);
+            if states.iter().flatten().all(|is_expected| *is_expected) && is_replicated(&info) {
+                return;
+            }
+            assert!(begun.elapsed() < Duration::from_secs(20), "the servers do not agree: {states:?}, {info}");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
     }
 }
 
