@@ -206,12 +206,28 @@ impl Redis {
     }
 
     /// Sets the number of replicas that must acknowledge a record before publishing succeeds.
-    /// Defaults to 0. The adapter waits for the replicas with the command `WAIT`.
+    /// Defaults to 0. The adapter waits for the replicas with the command `WAIT`. Writes to runs
+    /// wait in the same way. Control messages and tickets do not wait.
     ///
-    /// With 0, a failover may lose records that were acknowledged to the publisher. If too few
-    /// replicas acknowledge a record within half of the [`timeout`](Self::timeout), publishing
-    /// fails although the primary has the record.
-    /// [`PublishError::is_unknown`](crate::PublishError::is_unknown) then returns `true`.
+    /// A replica acknowledges a record when it has the record in memory. So a successful publish
+    /// survives a failover if the new primary is one of the `replicas` that acknowledged it:
+    ///
+    /// - With the number of all replicas, every replica that can be promoted has the record. Then
+    ///   publishing fails while a replica is down.
+    /// - With fewer, Redis does not ensure that the new primary has the record. It prefers the
+    ///   replica that has received most. A failover by Sentinel may promote another one, because
+    ///   the old primary accepts records for about a second after the promotion.
+    /// - With 0, a failover may lose every record of the last moments.
+    ///
+    /// `WAIT` is not a consensus: the primary stores the record first, and instances deliver it at
+    /// once. If too few replicas acknowledge a record within half of the
+    /// [`timeout`](Self::timeout), publishing fails although the primary has the record.
+    /// [`PublishError::is_unknown`](crate::PublishError::is_unknown) then returns `true`. Publish
+    /// the event again with the same
+    /// [`idempotency_key`](crate::Event::idempotency_key): the log has it once, and the second call
+    /// waits for the replicas too.
+    ///
+    /// The adapter logs a warning if it connects to a primary with fewer replicas.
     #[must_use]
     pub fn acknowledged_by(self, replicas: u32) -> Self {
         self.with(|shared| shared.replicas = replicas)

@@ -101,6 +101,7 @@ impl Line {
             self.slot.lock().failed = Some((Instant::now(), error.duplicate()));
         })?;
         shared.warn_of_eviction(&mut connection).await;
+        shared.warn_of_few_replicas(&mut connection).await;
         let mut slot = self.slot.lock();
         slot.number += 1;
         slot.failed = None;
@@ -293,6 +294,26 @@ impl Shared {
             tracing::warn!(name: "sse.log.eviction_possible",
                 policy,
                 "Redis may evict the log or runs when memory is short: set maxmemory-policy to noeviction"
+            );
+        }
+    }
+
+    /// Logs a warning if the primary has fewer replicas than publishing waits for. Then the outcome
+    /// of every publish is unknown.
+    async fn warn_of_few_replicas(&self, connection: &mut MultiplexedConnection) {
+        if self.replicas == 0 {
+            return;
+        }
+        // Ignore an error: the Redis user may have no permission for `INFO`.
+        let answer = redis::cmd("INFO").arg("replication").query_async::<String>(connection).await;
+        let info = answer.unwrap_or_default();
+        let connected =
+            info.lines().find_map(|line| line.strip_prefix("connected_slaves:")?.trim().parse::<u32>().ok());
+        if let Some(connected) = connected.filter(|&connected| connected < self.replicas) {
+            tracing::warn!(name: "sse.log.too_few_replicas",
+                connected,
+                required = self.replicas,
+                "the Redis primary has fewer replicas than acknowledged_by requires, so publishing fails"
             );
         }
     }
