@@ -229,20 +229,6 @@ impl Replicated {
     /// Waits until all Sentinels name one primary that is up, and know the replicas, which are
     /// connected to it.
     pub async fn wait_until_connected(&self) {
-        self.wait_until(|info| info.matches("state=online").count() == 2).await;
-    }
-
-    /// As [`wait_until_connected`](Self::wait_until_connected), and until the replicas have
-    /// everything that the primary has.
-    pub async fn wait_until_in_sync(&self) {
-        self.wait_until(|info| {
-            let end = info.split("master_repl_offset:").nth(1).and_then(|rest| rest.lines().next()).unwrap_or("-");
-            info.matches(&format!("state=online,offset={end},")).count() == 2
-        })
-        .await;
-    }
-
-    async fn wait_until(&self, is_replicated: impl Fn(&str) -> bool) {
         let begun = Instant::now();
         loop {
             let primary = &self.servers[self.primary()];
@@ -255,7 +241,7 @@ impl Replicated {
                 states.push(expected.map(|field| lines.chunks(2).any(|line| line == field)));
             }
             let info = primary.cli_as(PASSWORD, &["INFO", "replication"]);
-            if states.iter().flatten().all(|is_expected| *is_expected) && is_replicated(&info) {
+            if states.iter().flatten().all(|is_expected| *is_expected) && info.matches("state=online").count() == 2 {
                 return;
             }
             assert!(begun.elapsed() < Duration::from_secs(20), "the servers do not agree: {states:?}, {info}");

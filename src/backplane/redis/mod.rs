@@ -53,7 +53,11 @@ const TIDY: Duration = Duration::from_secs(10);
 
 /// A log on a Redis server, for [`HubBuilder::backplane`](crate::HubBuilder::backplane).
 ///
-/// `Redis` needs the feature `redis` and a server of version 7.0 or newer. The log is as durable as
+/// [`new`](Self::new) and [`from_client`](Self::from_client) use one server, or one address that
+/// always leads to the primary. [`sentinel`](Self::sentinel) and [`cluster`](Self::cluster) find the
+/// primary after a failover.
+///
+/// `Redis` needs the feature `redis`, and Redis 7.0 or newer or Valkey. The log is as durable as
 /// the server's persistence. With `appendonly yes` and `appendfsync always`, a restart of the
 /// server loses no acknowledged record. Without persistence, the log begins a new epoch after a
 /// restart of the server, and every stream receives one `hub.gap`.

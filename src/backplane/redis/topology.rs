@@ -25,7 +25,7 @@ const MAX_REDIRECTS: usize = 5;
 const MAX_NODES: usize = 64;
 
 /// How to find the server that has the log.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub(super) enum Topology {
     Server(Client),
     Sentinel(Sentinels),
@@ -33,7 +33,7 @@ pub(super) enum Topology {
 }
 
 /// The Sentinels of a primary.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub(super) struct Sentinels {
     pub(super) sentinels: Vec<ConnectionInfo>,
     pub(super) primary: String,
@@ -42,7 +42,6 @@ pub(super) struct Sentinels {
 }
 
 /// The servers of a cluster.
-#[derive(Debug)]
 pub(super) struct Cluster {
     /// The servers that the application has named.
     seeds: Vec<ConnectionInfo>,
@@ -50,7 +49,7 @@ pub(super) struct Cluster {
 }
 
 /// What the cluster has said about its servers.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Default)]
 struct Known {
     owner: Option<Address>,
     nodes: Vec<Address>,
