@@ -19,7 +19,8 @@ use crate::sync::Mutex;
 /// The maximum number of bytes of a record that are compared, from its start. In a record of a hub,
 /// the random id ends within the first thirty bytes.
 const COMPARED: usize = 64;
-/// The pause before a command is sent again to a server of a cluster that has only some of the keys.
+/// The pause before a command is sent again to a server of a cluster that has only some of the
+/// keys.
 const TRY_AGAIN: Duration = Duration::from_millis(20);
 /// The maximum number of records or values in one page of a large read.
 const PAGE: usize = 512;

@@ -2,9 +2,9 @@
 //! server of a cluster that owns the log's slot.
 //!
 //! Every new connection begins with this search, so that it leads to the new primary after a
-//! failover. In front of Sentinel or a cluster, a connection counts only if the server accepts a
-//! write that changes nothing. A replica rejects it, and a server of a cluster that does not own the
-//! slot redirects it.
+//! failover. With Sentinel or a cluster, the search accepts a server only if the server accepts a
+//! write that changes nothing. A replica rejects this write, and a server of a cluster that does
+//! not own the slot redirects it.
 
 use std::time::Duration;
 
