@@ -53,7 +53,7 @@ pub struct Epoch {
     pub received: Vec<(u64, u64)>,
 }
 
-/// The records of the log, from the results of publishers, the events of clients and the log itself.
+/// The records of the log, from the results of publishers, the events of clients and the log.
 pub struct Ledger {
     /// The audience of each record, by its position and its number.
     records: BTreeMap<(LogPosition, u64), u8>,
@@ -88,7 +88,7 @@ impl Ledger {
             });
         }
         let (mut lost_from, mut once, mut before) = (HashMap::new(), HashSet::new(), None);
-        for ((place, number), _) in &records {
+        for (place, number) in records.keys() {
             let (epoch, at) = *place;
             // In the last epoch, the log itself tells which record has a position.
             let is_lost = loss == Loss::Newest && log.get(&at) != Some(number);

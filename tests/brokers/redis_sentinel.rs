@@ -14,8 +14,8 @@ fn servers() -> String {
     format!("redis://:{PASSWORD}@any")
 }
 
-/// Publishes an event once. The demoted primary has closed the idle connection of the worker, so the
-/// first outcome after a failover is unknown.
+/// Publishes an event once. The demoted primary has closed the idle connection of the worker, so
+/// the first outcome after a failover is unknown.
 async fn publish(worker: &Publisher, text: String) {
     let event = || Event::unnamed(text.clone()).idempotency_key(text.clone());
     soon(async { while worker.topic("t").publish(event()).await.is_err() {} }).await;

@@ -60,7 +60,8 @@ async fn a_client_with_a_private_authority_and_a_client_certificate_connects() {
     // The settings also apply to servers that a cluster names.
     let log = Redis::cluster([trusted.get_connection_info().clone()], "n").unwrap();
     assert_eq!(soon(log.state(None)).await.unwrap().last, 1);
-    // The client does not trust the authority, or the server rejects a client without a certificate.
+    // One client does not trust the authority. The server rejects the other, which has no
+    // certificate.
     for client in [client(None, Some(certificate())), client(Some(read("ca.pem")), None)] {
         let error = soon(Redis::from_client(client, "n").state(None)).await.unwrap_err();
         assert!(!error.is_unknown() && !error.to_string().contains("PRIVATE KEY"), "{error}");

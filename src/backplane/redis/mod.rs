@@ -54,8 +54,8 @@ const TIDY: Duration = Duration::from_secs(10);
 /// A log on a Redis server, for [`HubBuilder::backplane`](crate::HubBuilder::backplane).
 ///
 /// [`new`](Self::new) and [`from_client`](Self::from_client) use one server, or one address that
-/// always leads to the primary. [`sentinel`](Self::sentinel) and [`cluster`](Self::cluster) find the
-/// primary after a failover.
+/// always leads to the primary. [`sentinel`](Self::sentinel) and [`cluster`](Self::cluster) find
+/// the primary after a failover.
 ///
 /// `Redis` needs the feature `redis`, and Redis 7.0 or newer or Valkey. The log is as durable as
 /// the server's persistence. With `appendonly yes` and `appendfsync always`, a restart of the
