@@ -13,6 +13,7 @@
 //!    follow the redirections of a cluster ([`redirect`]).
 //! 4. One file defines the names of all keys ([`keys`]).
 
+mod errors;
 mod journal_scripts;
 mod journals;
 mod keys;

@@ -10,6 +10,7 @@ use redis::{Cmd, ErrorKind, FromRedisValue, RedisError, Script, ScriptInvocation
 use super::super::limits::LogLimits;
 use super::super::per_runtime::PerRuntime;
 use super::super::{Answer, BackplaneError, LogPosition, NewRecord, Seen};
+use super::errors::{classify, is_elsewhere};
 use super::journal_scripts::Scripts;
 use super::keys::Keys;
 use super::redirect::{Connection, Redirect};
@@ -387,33 +388,4 @@ impl Shared {
 
 pub(super) fn parse_epoch(text: &str) -> Answer<u64> {
     u64::from_str_radix(text, 16).map_err(|_| BackplaneError::rejected("the epoch of the log is not a number"))
-}
-
-/// Returns whether the error means that the server is not the primary of the log, or cannot serve
-/// the log now. A new connection may reach the primary.
-fn is_elsewhere(error: &RedisError) -> bool {
-    use ServerErrorKind::{Ask, BusyLoading, ClusterDown, MasterDown, Moved, ReadOnly};
-    matches!(error.kind(), ErrorKind::Server(ReadOnly | MasterDown | ClusterDown | Moved | Ask | BusyLoading))
-        // The server was demoted while a read was waiting for new entries.
-        || error.code() == Some("UNBLOCKED")
-}
-
-/// Converts an error of the client. The text contains no secrets, because the client omits URLs.
-pub(super) fn classify(error: &RedisError) -> BackplaneError {
-    let text = error.to_string();
-    match error.kind() {
-        // The server returns this error before it executes a command or a script.
-        ErrorKind::Server(ServerErrorKind::TryAgain) => BackplaneError::unavailable(text),
-        // The primary has fewer replicas than `min-replicas-to-write`, and has written nothing.
-        _ if error.code() == Some("NOREPLICAS") => BackplaneError::unavailable(text),
-        _ if is_elsewhere(error) => BackplaneError::unavailable(text),
-        ErrorKind::Server(_)
-        | ErrorKind::Extension
-        | ErrorKind::AuthenticationFailed
-        | ErrorKind::UnexpectedReturnType
-        | ErrorKind::InvalidClientConfig
-        | ErrorKind::Client => BackplaneError::rejected(text),
-        _ if error.is_connection_refusal() => BackplaneError::unavailable(text),
-        _ => BackplaneError::unknown(text),
-    }
 }

@@ -11,8 +11,9 @@ use redis::streams::{StreamId, StreamRangeReply, StreamReadReply};
 use redis::{Cmd, FromRedisValue};
 
 use super::super::{Answer, Stored, in_time};
+use super::errors::classify;
 use super::redirect::Connection;
-use super::server::{Shared, classify};
+use super::server::Shared;
 use super::topology::probe;
 
 /// The time for which a blocking read waits for new entries, and the minimum time between two

@@ -13,8 +13,8 @@ use redis::aio::MultiplexedConnection;
 use redis::{AsyncConnectionConfig, Client, Cmd, ConnectionAddr, ConnectionInfo, FromRedisValue, RedisError, Value};
 
 use super::super::{Answer, BackplaneError, in_time};
+use super::errors::classify;
 use super::redirect::{Address, Redirect, known_host};
-use super::server::classify;
 use crate::sync::Mutex;
 
 /// The number of servers that a search asks at the same time.
