@@ -358,9 +358,9 @@ pub use crate::describe::TypeScript;
 #[cfg(feature = "axum")]
 pub use crate::extract::MissingHub;
 pub use crate::hub::{
-    BeginRun, ConnectionInfo, Drained, Hub, HubBuilder, Join, Lifecycle, LifecycleEvent, Member, NextEventError,
-    OverLimit, Presence, Publisher, Receipt, ReceivedEvent, Run, RunReader, RunWriter, Stats, Subscriber,
-    SubscriberItem, Target, Ticket, TypedTarget,
+    AllScopes, BeginRun, ConnectionInfo, Drained, Hub, HubBuilder, Join, Lifecycle, LifecycleEvent, Member,
+    NextEventError, OverLimit, Presence, Publisher, Receipt, ReceivedEvent, Run, RunReader, RunWriter, Scope,
+    ScopeStats, Stats, Subscriber, SubscriberItem, Target, Ticket, TypedTarget,
 };
 pub use crate::mount::{
     Access, AccessFn, BeginRunFor, EndpointFuture, EventBody, EventStream, IntoAccess, Public, ResponseBody,

@@ -87,6 +87,7 @@ const METHOD_FILES: &[&str] = &[
     "hub/publisher",
     "hub/run",
     "hub/runs/local",
+    "hub/scope",
     "hub/shutdown",
     "hub/stream/admission",
     "hub/stream/close",

@@ -1,5 +1,6 @@
 //! The builder of a hub, with one method for each setting.
 
+use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -58,8 +59,8 @@ pub struct HubBuilder {
 #[derive(Clone)]
 pub(super) struct Shared(pub(super) Arc<dyn Backplane>);
 
-impl std::fmt::Debug for Shared {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+impl fmt::Debug for Shared {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0.describe())
     }
 }
@@ -151,6 +152,24 @@ impl HubBuilder {
         /// [`Subscription::counted_as`](crate::Subscription::counted_as) gives them a key.
         pub fn max_connections_per_user(connections: usize, over: OverLimit) => settings.limits.per_user = Some((connections, over));
 
+        /// Limits the number of open connections of each [scope](crate::Scope) on this instance,
+        /// and sets the action when a new connection would exceed the limit. The limit does not
+        /// apply to connections without a scope. Defaults to no limit.
+        ///
+        /// ```
+        /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+        /// use tower_sse::{Hub, OverLimit, Subscription};
+        ///
+        /// let plans = Hub::builder().max_connections_per_scope(1, OverLimit::Refuse);
+        /// let hub = plans.max_connections_of_scope("acme", 1_000).build()?;
+        /// let open = |scope: &str| hub.scope(scope).subscribe(Subscription::anonymous(), None);
+        /// let pages = [open("acme")?, open("acme")?, open("globex")?];
+        /// assert!(open("globex").unwrap_err().is_over_limit());
+        /// # drop(pages);
+        /// # Ok(()) }
+        /// ```
+        pub fn max_connections_per_scope(connections: usize, over: OverLimit) => settings.limits.per_scope = Some((connections, over));
+
         /// Limits the number of requests per second that reach the access hook. Defaults to no
         /// limit.
         ///
@@ -177,6 +196,39 @@ impl HubBuilder {
         /// reconnects and resumes. So connections spread over new instances, and the access hook
         /// authorizes every client again.
         pub fn max_connection_age(age: Duration) => settings.max_age = Some(age);
+    }
+
+    /// Limits the number of open connections of one [scope](crate::Scope) on this instance, in
+    /// place of [`max_connections_per_scope`](Self::max_connections_per_scope). The action over the
+    /// limit is that of the limit for all scopes, or [`OverLimit::Refuse`] without such a limit.
+    /// Call this method once for each scope with a limit of its own. Defaults to none.
+    pub fn max_connections_of_scope(mut self, scope: impl fmt::Display, connections: usize) -> Self {
+        let limits = &mut self.configuration.settings.limits;
+        limits.of_scope.insert(scope.to_string().into(), connections);
+        self
+    }
+
+    setters! {
+        /// Rejects subscriptions without a [scope](crate::Scope), for an application in which each
+        /// stream belongs to a tenant. An access hook that forgets the scope is then an error that
+        /// the first request shows: the request gets `400`, and a log event names the cause.
+        /// Without this setting, the stream would receive the events without a scope.
+        ///
+        /// Targets and runs without a scope are errors too: `hub.topic("news")`, `hub.everyone()`.
+        /// [`Hub::all_scopes`] stays valid. Defaults to subscriptions with and without a scope.
+        ///
+        /// ```
+        /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+        /// use tower_sse::{Event, Hub, Subscription};
+        ///
+        /// let hub = Hub::builder().require_scope().build()?;
+        /// assert!(hub.subscribe(Subscription::for_user("ada"), None).is_err());
+        /// assert!(hub.user("ada").publish(Event::unnamed("hello")).await.is_err());
+        /// let page = hub.subscribe(Subscription::for_user("ada").in_scope("acme"), None)?;
+        /// # drop(page);
+        /// # Ok(()) }
+        /// ```
+        pub fn require_scope() => settings.requires_scope = true;
     }
 
     /// Turns on presence events for the topics that the filter matches. In such a topic, the hub

@@ -274,7 +274,9 @@ impl Hub {
     fn connections_at(&self, address: &Address) -> usize {
         let here = match address {
             // A connection has no channel before the first event to it, so the log cannot count it.
-            Address::Connection(id) => usize::from(self.registry().find(*id).is_some()),
+            Address::Connection(id, scope) => {
+                usize::from(self.registry().find(*id).is_some_and(|handle| handle.scope() == scope))
+            }
             _ => self.log().listening(address),
         };
         here + self.inner.shared_log.as_ref().map_or(0, |shared| shared.count_peers_at(address))

@@ -4,7 +4,7 @@ use std::sync::{Arc, OnceLock};
 
 use super::builder::{HubBuilder, Shared};
 use super::publish::{join, log, split};
-use super::target::{Source, aim, targets};
+use super::target::{Handle, Source, aim, targets};
 use super::{Hub, Receipt, Run, Target};
 use crate::backplane::{Backplane, LogPosition};
 use crate::hub::cluster::append;
@@ -16,7 +16,8 @@ use crate::log::{Entry, Policies};
 use crate::macros::opaque_debug;
 use crate::sync::{AtomicBool, Mutex, Ordering};
 use crate::types::{
-    Address, Audience, BuildError, ConnectionId, Event, InvalidName, Message, Position, PublishError, Topic, UserId,
+    Address, Audience, BuildError, ConnectionId, Event, InvalidName, Message, Position, PublishError, ScopeName, Topic,
+    UserId,
 };
 
 /// A publisher to a log that instances share, for workers, command-line tools and cron jobs.
@@ -246,17 +247,25 @@ impl Publisher {
     /// # Ok(()) }
     /// ```
     pub fn run<N: TryInto<Topic, Error: Into<InvalidName>>>(&self, name: N) -> Run {
+        Run::of(self.run_writer(), self, name)
+    }
+
+    /// Returns the hub that writes the runs of this publisher.
+    pub(super) fn run_writer(&self) -> &Hub {
         let Inner { backplane, configuration, writer, .. } = &*self.inner;
-        let hub = writer.get_or_init(|| Hub::for_runs_only(configuration.clone(), Arc::clone(backplane)));
-        hub.run(name)
+        writer.get_or_init(|| Hub::for_runs_only(configuration.clone(), Arc::clone(backplane)))
     }
 }
 
-targets!(Publisher);
+targets!(Publisher, Publisher);
 
 impl Source for Publisher {
     fn is(&self, other: &Self) -> bool {
         Arc::ptr_eq(&self.inner, &other.inner)
+    }
+
+    fn requires_scope(&self) -> bool {
+        self.inner.configuration.settings.requires_scope
     }
 }
 

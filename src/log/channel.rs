@@ -177,7 +177,7 @@ mod tests {
     proptest! {
         #[test]
         fn listeners_are_all_visited_and_occupy_few_slots(steps in proptest::collection::vec(any::<u8>(), 0..300)) {
-            let channel = Channel::new(Address::Everyone, 0, 0, 0, 0);
+            let channel = Channel::new(Address::Everyone(crate::types::ScopeName::ROOT), 0, 0, 0, 0);
             let mut added: Vec<(u32, Arc<CursorHandle>)> = Vec::new();
             for step in steps {
                 if step < 140 || added.is_empty() {

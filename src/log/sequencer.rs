@@ -25,14 +25,14 @@ use super::time::{Millis, millis};
 use super::waking::PendingWakes;
 use crate::macros::shrink_if_sparse;
 use crate::types::retention::Kind;
-use crate::types::{Address, Audience};
+use crate::types::{Address, Audience, ScopeName};
 
 /// The maximum number of records and channels that one sweep drops.
 const MAX_PER_SWEEP: usize = 256;
 /// The minimum time between two sweeps by publishers and by changes of subscriptions, in
 /// milliseconds, unless a sweep has left work.
 const SWEEP_INTERVAL: Millis = 100;
-/// The number of the channel of [`Address::Everyone`], which is never removed.
+/// The number of the channel of [`Address::Everyone`] of the root scope, which is never removed.
 const EVERYONE: u32 = 0;
 
 /// The bounds of all channels together.
@@ -191,8 +191,8 @@ impl Sequencer {
             ring: Lanes::new(policies.all().iter().map(|retention| retention.ring.age)),
             keyed: Lanes::new(policies.all().iter().map(|retention| retention.keyed.age)),
         };
-        let policy = policies.index(&Address::Everyone);
-        let everyone = Arc::new(Channel::new(Address::Everyone, EVERYONE, 0, policy, 0));
+        let policy = policies.index(&Address::Everyone(ScopeName::ROOT));
+        let everyone = Arc::new(Channel::new(Address::Everyone(ScopeName::ROOT), EVERYONE, 0, policy, 0));
         readable.latest.cover(EVERYONE as usize);
         Self {
             readable,
@@ -200,7 +200,7 @@ impl Sequencer {
             last: 0,
             trimmed_through: 0,
             marks: Marks::default(),
-            channels: HashMap::from([(Address::Everyone, Arc::clone(&everyone))]),
+            channels: HashMap::from([(Address::Everyone(ScopeName::ROOT), Arc::clone(&everyone))]),
             numbers: vec![Some(everyone)],
             free: BinaryHeap::new(),
             unique: 0,
@@ -365,7 +365,7 @@ impl Sequencer {
                 // A record for a connection without a channel is not stored: the connection is
                 // closed, or open on another instance, so no reader of this instance will ask for
                 // the record.
-                Address::Connection(_) => channels.extend(self.find_channel(address)),
+                Address::Connection(..) => channels.extend(self.find_channel(address)),
                 _ => channels.push(self.channel(address)),
             }
         }
@@ -427,7 +427,7 @@ impl Sequencer {
         if channel.listening() > 0 {
             return;
         }
-        if let Address::Connection(_) = channel.address {
+        if let Address::Connection(..) = channel.address {
             // No later connection has the same id. So the records can be dropped without a mark,
             // because no later reader has to report a gap for them.
             let contents = self.retained.change(&channel.store, Store::clear);

@@ -5,16 +5,24 @@ use std::hash::Hash;
 
 use smallvec::SmallVec;
 
-use super::name::{ConnectionId, Topic, UserId};
+use super::name::{ConnectionId, Scoped, Topic, UserId};
+use super::scope_name::ScopeName;
 
 /// One address to which events are published. Topics and users are separate namespaces: a topic and
-/// a user with the same name are two addresses.
+/// a user with the same name are two addresses. Each address is of one scope, except
+/// [`EveryScope`](Self::EveryScope).
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(crate) enum Address {
-    Everyone,
+    /// All connections of a scope.
+    Everyone(ScopeName),
     Topic(Topic),
     User(UserId),
-    Connection(ConnectionId),
+    /// A connection of a scope. A connection of another scope does not have this address.
+    Connection(ConnectionId, ScopeName),
+    /// All connections of all scopes, except the root scope. An audience of all connections also
+    /// has the address of everyone in the root scope. So connections of the root scope have no
+    /// address for this case, and cost no more than without scopes.
+    EveryScope,
 }
 
 impl Address {
@@ -23,14 +31,24 @@ impl Address {
         match self {
             Self::Topic(topic) => topic.as_str().len(),
             Self::User(user) => user.as_str().len(),
-            Self::Everyone | Self::Connection(_) => 0,
+            Self::Everyone(_) | Self::Connection(..) | Self::EveryScope => 0,
+        }
+    }
+
+    /// Returns the scope of the address, or `None` if it is of all scopes.
+    pub(crate) fn scope(&self) -> Option<&ScopeName> {
+        match self {
+            Self::Everyone(scope) | Self::Connection(_, scope) => Some(scope),
+            Self::Topic(topic) => Some(topic.scope_name()),
+            Self::User(user) => Some(user.scope_name()),
+            Self::EveryScope => None,
         }
     }
 
     pub(crate) fn topic(&self) -> Option<&Topic> {
         match self {
             Self::Topic(topic) => Some(topic),
-            Self::Everyone | Self::User(_) | Self::Connection(_) => None,
+            Self::Everyone(_) | Self::User(_) | Self::Connection(..) | Self::EveryScope => None,
         }
     }
 }
@@ -58,12 +76,21 @@ impl Audience {
     /// Returns the kind of the addresses, for logs.
     pub(crate) fn kind(&self) -> &'static str {
         match &*self.addresses {
-            [Address::Everyone] => "everyone",
+            [Address::Everyone(_)] => "everyone",
             [Address::Topic(_)] => "topic",
             [Address::User(_)] => "user",
-            [Address::Connection(_)] => "connection",
+            [Address::Connection(..)] => "connection",
             _ => "several",
         }
+    }
+
+    /// Returns the scope of the audience, or `None` if the audience is of all scopes. All addresses
+    /// of an audience of one scope are of that scope.
+    pub(crate) fn scope(&self) -> Option<&ScopeName> {
+        if self.addresses.contains(&Address::EveryScope) {
+            return None;
+        }
+        Some(self.addresses.first().and_then(Address::scope).unwrap_or(&ScopeName::ROOT))
     }
 
     /// Returns whether the audience has more than [`MAX_TARGETS`] addresses or exclusions.

@@ -151,7 +151,8 @@ impl Event {
     /// with this key, from any instance, returns the position of the first event. Use a key for
     /// jobs that may run again, and for retries after an error with
     /// [`is_unknown`](PublishError::is_unknown). The log compares only the key: it drops an event
-    /// with a used key, also if the event has other data.
+    /// with a used key, also if the event has other data. The keys of a [scope](crate::Scope) are
+    /// its own.
     ///
     /// A hub without a shared log rejects an event with an idempotency key. A key has 1 to 255
     /// bytes without control characters, and is not sent to clients. Defaults to none.

@@ -34,6 +34,7 @@ mod rolled_back;
 mod run_faults;
 mod run_races;
 mod runtimes;
+mod scopes;
 mod soak;
 mod storm;
 

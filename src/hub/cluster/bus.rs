@@ -242,8 +242,8 @@ impl Hub {
                     if cut_topics(&mut topics) {
                         self.counters().topics_truncated(self.now());
                     }
-                    let connection =
-                        PeerConnection { id, user: handle.user().cloned(), data: handle.data().cloned(), topics };
+                    let (scope, user, data) = (handle.scope().clone(), handle.user(), handle.data());
+                    let connection = PeerConnection { id, scope, user: user.cloned(), data: data.cloned(), topics };
                     size += connection.size();
                     open.push(connection);
                 }

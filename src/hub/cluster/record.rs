@@ -6,17 +6,20 @@
 //!  "to":{"topics":["news"]},"event":"headline","data":"Bridge closed"}
 //! ```
 //!
-//! `docs/broker.md` documents the format and has test vectors. `v` is the version. `to` and
-//! `except` have the same meaning in every later version, so that an instance that cannot read a
-//! record can still report a gap to its audience.
+//! `docs/broker.md` documents the format and has test vectors. `v` is the version: 2 for a record
+//! with a scope, otherwise 1. `to` and `except` have the same meaning in every later version, so
+//! that an instance that cannot read a record can still report a gap to its audience.
 
 use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Serialize};
 
-use crate::types::{Address, Audience, Cow, Event, To};
+use crate::types::{Address, Audience, Cow, Event, ScopeName, To};
 
 const VERSION: u64 = 1;
+/// The version of a record with a scope. A program that does not know scopes would otherwise take
+/// its topics and users for those without a scope.
+const SCOPED_VERSION: u64 = 2;
 /// The maximum number of addresses of a record, and of its excluded connections. The audience of a
 /// record over this limit is not decoded.
 const MAX_ADDRESSES: usize = 1024;
@@ -90,11 +93,12 @@ struct Addressed<'a> {
 /// Encodes an event for an audience as a record. Does not validate the event.
 pub(crate) fn encode(audience: &Audience, event: &Event, stamp: Stamp) -> Vec<u8> {
     let name = &*event.name;
+    let to = To::of(audience);
     let envelope = Envelope {
-        v: VERSION,
+        v: if to.needs_scopes() { SCOPED_VERSION } else { VERSION },
         id: format!("{:016x}", stamp.id),
         at: Some(stamp.at),
-        to: To::of(audience),
+        to,
         except: audience.excluded().iter().map(|id| id.to_string().into()).collect(),
         event: (!name.is_empty()).then(|| name.into()),
         // `Event` guarantees that its data is UTF-8.
@@ -122,7 +126,9 @@ pub(crate) fn decode(bytes: &[u8]) -> Result<Decoded, Option<Box<Audience>>> {
         return Err(audience_of(&addressed.to, &addressed.except).map(Box::new));
     };
     let audience = audience_of(&envelope.to, &envelope.except).ok_or(None)?;
-    if envelope.v != VERSION {
+    // A record of version 1 with a scope was not written by a hub, and other readers of it would
+    // ignore the scope.
+    if envelope.v != if envelope.to.needs_scopes() { SCOPED_VERSION } else { VERSION } {
         return Err(Some(Box::new(audience)));
     }
     let [name, data] = [envelope.event.unwrap_or_default(), envelope.data].map(|text| text.0.into_owned());
@@ -138,37 +144,43 @@ pub(crate) fn decode(bytes: &[u8]) -> Result<Decoded, Option<Box<Audience>>> {
 }
 
 /// Returns the id of the current value of a key at an address. The id is a JSON array, so that two
-/// different pairs of address and key never have the same id.
+/// different pairs of address and key never have the same id. The array has a fourth element, the
+/// scope, only if the address has a scope.
 pub(crate) fn value_id(address: &Address, key: &str) -> String {
     let name = match address {
-        Address::Everyone => ("everyone", String::new()),
+        Address::Everyone(_) => ("everyone", String::new()),
+        Address::EveryScope => ("every_scope", String::new()),
         Address::Topic(topic) => ("topic", topic.to_string()),
         Address::User(user) => ("user", user.to_string()),
-        Address::Connection(id) => ("connection", id.to_string()),
+        Address::Connection(id, _) => ("connection", id.to_string()),
     };
     // Serializing text does not fail.
-    serde_json::to_string(&(name.0, name.1, key)).unwrap_or_default()
+    match address.scope().and_then(ScopeName::as_str) {
+        None => serde_json::to_string(&(name.0, name.1, key)).unwrap_or_default(),
+        Some(scope) => serde_json::to_string(&(name.0, name.1, key, scope)).unwrap_or_default(),
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::types::{ConnectionId, Topic, UserId};
+    use crate::types::{ConnectionId, Scoped, Topic, UserId};
     use proptest::prelude::*;
 
     /// Programs in other languages can test their encoders and decoders with these vectors.
     #[test]
     fn test_vectors_of_the_document_decode_and_encode() {
         let document = include_str!("../../../docs/broker.md");
-        let vectors: Vec<&str> = document.lines().filter(|line| line.starts_with("{\"v\":1,")).collect();
-        assert!(vectors.len() >= 5, "the vectors were not found");
+        let is_vector = |line: &&str| line.starts_with("{\"v\":1,") || line.starts_with("{\"v\":2,");
+        let vectors: Vec<&str> = document.lines().filter(is_vector).collect();
+        assert!(vectors.len() >= 7, "the vectors were not found");
         let stamp = Stamp { id: 0x0123_4567_89ab_cdef, at: 1_795_866_000_000 };
         for vector in vectors {
             let Decoded { audience, event, published_at } = decode(vector.as_bytes()).unwrap();
             assert_eq!(published_at, Some(stamp.at));
             assert_eq!(String::from_utf8(encode(&audience, &event, stamp)).unwrap(), vector);
         }
-        for line in document.lines().filter(|line| line.starts_with("{\"v\":2,")) {
+        for line in document.lines().filter(|line| line.starts_with("{\"v\":3,")) {
             assert!(matches!(decode(line.as_bytes()), Err(Some(audience)) if !audience.addresses().is_empty()));
         }
     }
@@ -189,6 +201,42 @@ mod tests {
         for addressed in [r#"{"v":1,"to":{"topics":["a"]},"data":7}"#, r#"{"to":{"topics":["a"]}}"#] {
             assert!(matches!(decode(addressed.as_bytes()), Err(Some(_))), "{addressed}");
         }
+    }
+
+    #[test]
+    fn record_with_a_scope_has_a_version_that_other_readers_reject() {
+        let decoded = |record: &str| decode(record.as_bytes());
+        for (version, scope) in
+            [(1, r#""scope":"acme","#), (2, ""), (3, r#""scope":"acme","#), (1, r#""every_scope":true,"#)]
+        {
+            let record = format!(r#"{{"v":{version},"to":{{{scope}"topics":["news"]}},"data":""}}"#);
+            let audience = decoded(&record).unwrap_err().unwrap();
+            // The gap is for the audience in the scope.
+            assert_eq!(audience.addresses()[0].scope().unwrap().is_root(), !scope.starts_with(r#""scope"#), "{record}");
+        }
+        for invalid in [r#""scope":"""#, r#""scope":"a\n""#, r#""scope":7"#, r#""scope":"a","every_scope":true"#] {
+            let record = format!(r#"{{"v":2,"to":{{{invalid},"topics":["news"]}},"data":""}}"#);
+            assert!(matches!(decoded(&record), Err(None)), "{record}");
+        }
+        let every_scope = decoded(r#"{"v":2,"to":{"every_scope":true},"data":""}"#).unwrap();
+        assert_eq!(every_scope.audience.scope(), None);
+    }
+
+    #[test]
+    fn value_ids_of_different_scopes_addresses_and_keys_differ() {
+        let names = ["a", "b", "a/b", "\",\"", "[\"a\"]"];
+        let scopes = [ScopeName::ROOT].into_iter().chain(names.map(|name| ScopeName::named(name).unwrap()));
+        let mut ids = std::collections::BTreeSet::new();
+        let mut count = 0;
+        for scope in scopes {
+            let topics = names.map(|name| Address::Topic(Topic::try_from(name).unwrap().placed_in(&scope).unwrap()));
+            let users = names.map(|name| Address::User(UserId::try_from(name).unwrap().placed_in(&scope).unwrap()));
+            for address in topics.into_iter().chain(users).chain([Address::Everyone(scope.clone())]) {
+                ids.extend(names.map(|key| value_id(&address, key)));
+                count += names.len();
+            }
+        }
+        assert_eq!(ids.len(), count);
     }
 
     #[test]
@@ -227,7 +275,8 @@ mod tests {
         #[test]
         fn encoded_record_decodes_to_the_same_event(
             name: String, data: String, key in proptest::option::of(any::<String>()), removes: bool,
-            topic in "[^\u{0}-\u{1f}\u{7f}-\u{9f}]{1,60}", retry in proptest::option::of(0..1u64 << 40),
+            topic in "[^\u{0}-\u{1f}\u{7f}-\u{9f}]{1,60}",
+            scope in proptest::option::of("[^\u{0}-\u{1f}\u{7f}-\u{9f}]{1,60}"), retry in proptest::option::of(0..1u64 << 40),
         ) {
             let mut event = match &key {
                 Some(key) if removes => Event::removal(key.clone()).data(data.clone()),
@@ -238,8 +287,11 @@ mod tests {
             if let Some(retry) = retry {
                 event = event.retry(Duration::from_millis(retry));
             }
-            let mut audience = Audience::from(Address::Topic(Topic::try_from(topic).unwrap()));
-            audience.insert(Address::Everyone);
+            let scope = ScopeName::read(scope.as_deref()).unwrap();
+            let topic = Topic::try_from(topic).unwrap().placed_in(&scope).unwrap();
+            let mut audience = Audience::from(Address::Topic(topic));
+            audience.insert(Address::Connection(ConnectionId::from_bits(9), scope.clone()));
+            audience.insert(Address::Everyone(scope));
             audience.exclude(ConnectionId::from_bits(7));
             let stamp = Stamp::now();
             let Decoded { audience: read_audience, event: read, published_at } =

@@ -18,7 +18,7 @@ use super::settings_digest::SettingsDigest;
 use crate::backplane::{Answer, Backplane, BackplaneError, LogPosition, LogState, Seen, in_time};
 use crate::hub::Settings;
 use crate::hub::connection::handle::ConnectionHandle;
-use crate::hub::peers::message::{Body, InstanceId};
+use crate::hub::peers::message::{Body, InstanceId, PeerConnection};
 use crate::hub::peers::outbox::Outbox;
 use crate::hub::peers::table::{Other, Peers};
 use crate::hub::runs::exchange::Exchange;
@@ -198,10 +198,13 @@ impl SharedLog {
         let peers = self.peers.lock();
         let mut seen: HashSet<ConnectionId> = audience.excluded().iter().copied().collect();
         let found = audience.addresses().iter().flat_map(|address| match address {
-            Address::Everyone => peers.all().collect(),
+            Address::Everyone(scope) => peers.all().filter(|peer| peer.scope == *scope).collect(),
+            Address::EveryScope => peers.all().filter(|peer| !peer.scope.is_root()).collect(),
             Address::Topic(topic) => peers.in_topic(topic).collect(),
             Address::User(user) => peers.of_user(user).collect(),
-            Address::Connection(id) => peers.find(*id).into_iter().collect::<Vec<_>>(),
+            Address::Connection(id, scope) => {
+                peers.find(*id).into_iter().filter(|peer| peer.scope == *scope).collect::<Vec<_>>()
+            }
         });
         found.filter(|peer| seen.insert(peer.id)).map(|peer| (peer.user.clone(), peer.data.clone())).collect()
     }
@@ -210,17 +213,18 @@ impl SharedLog {
     pub(in crate::hub) fn count_peers_at(&self, address: &Address) -> usize {
         let peers = self.peers.lock();
         match address {
-            Address::Everyone => peers.all().count(),
+            Address::Everyone(scope) => peers.all().filter(|peer| peer.scope == *scope).count(),
+            Address::EveryScope => peers.all().filter(|peer| !peer.scope.is_root()).count(),
             Address::Topic(topic) => peers.in_topic(topic).count(),
             Address::User(user) => peers.of_user(user).count(),
-            Address::Connection(id) => usize::from(peers.find(*id).is_some()),
+            Address::Connection(id, scope) => usize::from(peers.find(*id).is_some_and(|peer| peer.scope == *scope)),
         }
     }
 
-    /// Returns the user and the topics of a connection on another instance, or `None` if no other
-    /// instance has reported the connection.
-    pub(in crate::hub) fn find(&self, id: ConnectionId) -> Option<(Option<UserId>, Vec<Topic>)> {
-        self.peers.lock().find(id).map(|peer| (peer.user.clone(), peer.topics.clone()))
+    /// Returns a connection on another instance, or `None` if no other instance has reported the
+    /// connection.
+    pub(in crate::hub) fn find(&self, id: ConnectionId) -> Option<Arc<PeerConnection>> {
+        self.peers.lock().find(id).cloned()
     }
 
     /// Returns the number of other instances.

@@ -18,6 +18,7 @@ pub(in crate::hub) const MIB: usize = 1 << 20;
 pub(crate) struct Settings {
     pub(crate) framing: Framing,
     pub(crate) max_topics: usize,
+    pub(crate) requires_scope: bool,
     pub(crate) retry: Duration,
     pub(crate) heartbeat: Duration,
     pub(crate) visible_heartbeat: bool,
@@ -55,6 +56,7 @@ impl Default for Settings {
         Self {
             framing: Framing { max_payload: MIB / 2 },
             max_topics: 128,
+            requires_scope: false,
             retry: SECOND * 2,
             heartbeat: SECOND * 15,
             visible_heartbeat: false,

@@ -10,7 +10,9 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::types::{Action, Change, Command, ConnectionId, Cursor, Disconnect, Epoch, Reconnect, To, Topic, UserId};
+use crate::types::{
+    Action, Change, Command, ConnectionId, Cursor, Disconnect, Epoch, Reconnect, ScopeName, Scoped, To, Topic, UserId,
+};
 
 /// The id of an instance: a random number for each hub.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -78,6 +80,8 @@ pub(crate) enum Part {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct PeerConnection {
     pub(crate) id: ConnectionId,
+    /// The scope of the connection, and of its user and its topics.
+    pub(crate) scope: ScopeName,
     pub(crate) user: Option<UserId>,
     pub(crate) data: Option<Arc<str>>,
     pub(crate) topics: Vec<Topic>,
@@ -93,7 +97,8 @@ impl PeerConnection {
         let user = self.user.as_ref().map_or(0, |user| user.as_str().len());
         let data = self.data.as_ref().map_or(0, |data| data.len());
         let topics: usize = self.topics.iter().map(size_of_topic).sum();
-        user + data + topics + 64
+        let scope = self.scope.as_str().map_or(0, |scope| 2 * scope.len());
+        scope + user + data + topics + 64
     }
 }
 
@@ -164,9 +169,14 @@ enum Wire<'a> {
     /// Each run with its name, its id in hexadecimal and the number of its entries.
     Runs {
         runs: Vec<(String, String, u64)>,
+        /// The runs of scopes, each with its scope as the last element.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        scoped: Vec<(String, String, u64, String)>,
     },
     #[serde(rename = "stop")]
     Stop {
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        scope: Option<String>,
         name: String,
         id: String,
     },
@@ -212,6 +222,8 @@ enum WireAction {
 struct WireConnection {
     id: String,
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    scope: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     user: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     data: Option<String>,
@@ -239,11 +251,21 @@ impl Message {
                 closed: update.closed.iter().map(ToString::to_string).collect(),
             },
             Body::Runs(runs) => {
-                let wire =
-                    |(name, news): &(Topic, RunNews)| (name.to_string(), format!("{:x}", news.id.0), news.entries);
-                Wire::Runs { runs: runs.iter().map(wire).collect() }
+                let (mut root, mut scoped) = (Vec::new(), Vec::new());
+                for (name, RunNews { id, entries }) in runs {
+                    let (text, id) = (name.to_string(), format!("{:x}", id.0));
+                    match name.scope() {
+                        None => root.push((text, id, *entries)),
+                        Some(scope) => scoped.push((text, id, *entries, scope.to_owned())),
+                    }
+                }
+                Wire::Runs { runs: root, scoped }
             }
-            Body::Stop(name, id) => Wire::Stop { name: name.to_string(), id: format!("{:x}", id.0) },
+            Body::Stop(name, id) => Wire::Stop {
+                scope: name.scope().map(ToOwned::to_owned),
+                name: name.to_string(),
+                id: format!("{:x}", id.0),
+            },
         };
         // Serialization cannot fail, because the message has only text and numbers.
         serde_json::to_vec(&Envelope { v: 1, from: format!("{:x}", self.from.0), body }).unwrap_or_default()
@@ -259,7 +281,8 @@ impl Message {
         let body = match envelope.body {
             Wire::Command { at, to, except, action } => {
                 let audience = to.audience(except.iter().map(String::as_str)).ok()?;
-                Body::Command(Command { audience, action: read_action(action)?, issued_at: at.parse().ok()? })
+                let action = read_action(action, audience.scope())?;
+                Body::Command(Command { audience, action, issued_at: at.parse().ok()? })
             }
             Wire::Ask { settings } => Body::Ask(settings),
             Wire::Settings { settings } => Body::Settings(settings),
@@ -271,13 +294,18 @@ impl Message {
                 open: open.into_iter().map(read_connection).collect::<Option<_>>()?,
                 closed: closed.iter().map(|id| id.parse().ok()).collect::<Option<_>>()?,
             }),
-            Wire::Runs { runs } => {
-                let read = |(name, id, entries): (String, String, u64)| {
-                    Some((Topic::try_from(name).ok()?, RunNews { id: read_epoch(&id)?, entries }))
+            Wire::Runs { runs, scoped } => {
+                let root = runs.into_iter().map(|(name, id, entries)| (name, id, entries, None));
+                let scoped = scoped.into_iter().map(|(name, id, entries, scope)| (name, id, entries, Some(scope)));
+                let read = |(name, id, entries, scope): (String, String, u64, Option<String>)| {
+                    let name = read_topic(name, &ScopeName::read(scope.as_deref()).ok()?)?;
+                    Some((name, RunNews { id: read_epoch(&id)?, entries }))
                 };
-                Body::Runs(runs.into_iter().map(read).collect::<Option<_>>()?)
+                Body::Runs(root.chain(scoped).map(read).collect::<Option<_>>()?)
             }
-            Wire::Stop { name, id } => Body::Stop(Topic::try_from(name).ok()?, read_epoch(&id)?),
+            Wire::Stop { scope, name, id } => {
+                Body::Stop(read_topic(name, &ScopeName::read(scope.as_deref()).ok()?)?, read_epoch(&id)?)
+            }
         };
         Some(Self { from: InstanceId(u64::from_str_radix(&envelope.from, 16).ok()?), body })
     }
@@ -309,7 +337,9 @@ fn wire_action(action: &Action) -> WireAction {
     }
 }
 
-fn read_action(action: WireAction) -> Option<Action> {
+/// Reads an action for an audience of this scope. The topics of the action are of the same scope. A
+/// command for all scopes has no topics, so an action with a topic is then invalid.
+fn read_action(action: WireAction, scope: Option<&ScopeName>) -> Option<Action> {
     Some(match action {
         WireAction::Disconnect { reconnect, ms, note } => {
             let time = Duration::from_millis(ms);
@@ -323,16 +353,13 @@ fn read_action(action: WireAction) -> Option<Action> {
             disconnect.check().ok()?;
             Action::Disconnect(disconnect)
         }
-        WireAction::Join { topic, since } => {
-            Action::Join(Topic::try_from(topic).ok()?, Cursor::parse(since.as_bytes()))
-        }
-        WireAction::Leave { topic } => Action::Leave(Topic::try_from(topic).ok()?),
+        WireAction::Join { topic, since } => Action::Join(read_topic(topic, scope?)?, Cursor::parse(since.as_bytes())),
+        WireAction::Leave { topic } => Action::Leave(read_topic(topic, scope?)?),
         WireAction::Change { leave, join, since, bounds } => {
-            let since = Cursor::parse(since.as_bytes());
-            let bound =
-                |(topic, position): (String, String)| Some((Topic::try_from(topic).ok()?, position.parse().ok()?));
+            let (since, scope) = (Cursor::parse(since.as_bytes()), scope?);
+            let bound = |(topic, position): (String, String)| Some((read_topic(topic, scope)?, position.parse().ok()?));
             let bounds = bounds.into_iter().map(bound).collect::<Option<_>>()?;
-            Action::Change(Change { leave: read_topics(leave)?, join: read_topics(join)?, since, bounds })
+            Action::Change(Change { leave: read_topics(leave, scope)?, join: read_topics(join, scope)?, since, bounds })
         }
     })
 }
@@ -350,6 +377,7 @@ fn wire_cursor(cursor: Cursor) -> String {
 fn wire_connection(connection: &PeerConnection) -> WireConnection {
     WireConnection {
         id: connection.id.to_string(),
+        scope: connection.scope.as_str().map(ToOwned::to_owned),
         user: connection.user.as_ref().map(ToString::to_string),
         data: connection.data.as_deref().map(ToOwned::to_owned),
         topics: connection.topics.iter().map(ToString::to_string).collect(),
@@ -357,16 +385,23 @@ fn wire_connection(connection: &PeerConnection) -> WireConnection {
 }
 
 fn read_connection(connection: WireConnection) -> Option<PeerConnection> {
+    let scope = ScopeName::read(connection.scope.as_deref()).ok()?;
+    let user = |name| UserId::try_from(name)?.placed_in(&scope);
     Some(PeerConnection {
         id: connection.id.parse().ok()?,
-        user: connection.user.map(UserId::try_from).transpose().ok()?,
+        user: connection.user.map(user).transpose().ok()?,
         data: connection.data.map(Into::into),
-        topics: read_topics(connection.topics)?,
+        topics: read_topics(connection.topics, &scope)?,
+        scope,
     })
 }
 
-fn read_topics(topics: Vec<String>) -> Option<Vec<Topic>> {
-    topics.into_iter().map(Topic::try_from).collect::<Result<_, _>>().ok()
+fn read_topic(topic: String, scope: &ScopeName) -> Option<Topic> {
+    Topic::try_from(topic).ok()?.placed_in(scope).ok()
+}
+
+fn read_topics(topics: Vec<String>, scope: &ScopeName) -> Option<Vec<Topic>> {
+    topics.into_iter().map(|topic| read_topic(topic, scope)).collect()
 }
 
 #[cfg(test)]
@@ -385,7 +420,7 @@ mod tests {
     #[test]
     fn control_message_decodes_to_the_encoded_message() {
         let mut audience = Audience::from(Address::User(UserId::try_from("a\"b").unwrap()));
-        audience.insert(Address::Everyone);
+        audience.insert(Address::Everyone(ScopeName::ROOT));
         audience.exclude(ConnectionId::from_bits(9));
         let position = Position::new(Epoch(7), 8);
         let topic = Topic::try_from("t:{}").unwrap();
@@ -414,6 +449,7 @@ mod tests {
         }
         let connection = PeerConnection {
             id: ConnectionId::from_bits(1),
+            scope: ScopeName::ROOT,
             user: Some(UserId::from(5)),
             data: Some("{}".into()),
             topics: vec![topic],
@@ -436,6 +472,47 @@ mod tests {
         assert!(matches!(round_trip(Body::Ask(settings.clone())), Body::Ask(read) if read == settings));
         assert!(matches!(round_trip(Body::Settings(settings.clone())), Body::Settings(read) if read == settings));
         assert!(matches!(round_trip(Body::Goodbye), Body::Goodbye));
+    }
+
+    #[test]
+    fn names_of_a_control_message_keep_their_scope() {
+        let scope = ScopeName::named("a/b").unwrap();
+        let topic = Topic::try_from("t").unwrap().placed_in(&scope).unwrap();
+        let user = UserId::try_from("u").unwrap().placed_in(&scope).unwrap();
+        let position = Position::new(Epoch(7), 8);
+        let audience = Audience::from(Address::Connection(ConnectionId::from_bits(9), scope.clone()));
+        for action in [
+            Action::Join(topic.clone(), Cursor::Absent),
+            Action::Leave(topic.clone()),
+            Action::Change(Change {
+                leave: vec![topic.clone()],
+                join: vec![topic.clone()],
+                since: Cursor::Absent,
+                bounds: vec![(topic.clone(), position)],
+            }),
+        ] {
+            let command = Command { audience: audience.clone(), action: action.clone(), issued_at: position };
+            let Body::Command(read) = round_trip(Body::Command(command)) else { panic!("not a command") };
+            assert_eq!((&read.action, read.audience.addresses()), (&action, audience.addresses()));
+        }
+        for user in [Some(user), None] {
+            let topics = vec![topic.clone()];
+            let open =
+                PeerConnection { id: ConnectionId::from_bits(1), scope: scope.clone(), user, data: None, topics };
+            let update = PresenceUpdate { open: vec![open.clone()], ..PresenceUpdate::default() };
+            let Body::PresenceUpdate(read) = round_trip(Body::PresenceUpdate(update)) else { panic!("no update") };
+            assert_eq!(read.open, [open]);
+        }
+        let runs = vec![
+            (Topic::from(1), RunNews { id: Epoch(2), entries: 3 }),
+            (topic.clone(), RunNews { id: Epoch(4), entries: 5 }),
+        ];
+        assert!(matches!(round_trip(Body::Runs(runs.clone())), Body::Runs(read) if read == runs));
+        assert!(matches!(round_trip(Body::Stop(topic.clone(), Epoch(6))), Body::Stop(read, _) if read == topic));
+        // A command for all scopes has no topic.
+        let to_all =
+            br#"{"v":1,"from":"1","command":{"at":"1.a.1","to":{"every_scope":true},"do":{"leave":{"topic":"t"}}}}"#;
+        assert!(Message::decode(to_all).is_none());
     }
 
     #[test]

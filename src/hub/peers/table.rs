@@ -474,6 +474,7 @@ mod tests {
 
     fn connection(id: u128, user: usize, topics: &[usize]) -> PeerConnection {
         PeerConnection {
+            scope: crate::types::ScopeName::ROOT,
             id: ConnectionId::from_bits(id),
             user: (user > 0).then(|| UserId::from(user)),
             data: None,

@@ -23,8 +23,8 @@ use crate::hub::upkeep::schedule::Check;
 use crate::hub::{Hub, LifecycleEvent, StreamDriver};
 use crate::log::{Begin, Joined, TooManyTopics, Wanted, millis};
 use crate::types::{
-    Address, Authority, ConnectionId, Cursor, DisconnectClock, EndReason, GapReason, History, Position, Reconnect,
-    Refusal, RefusalReason, RunError, Start, Subscription, SubscriptionError, Topic,
+    Address, Authority, ConnectionId, Cursor, DisconnectClock, EndReason, GapReason, History, InvalidName, NameProblem,
+    Position, Reconnect, Refusal, RefusalReason, RunError, Start, Subscription, SubscriptionError, Topic,
 };
 use crate::wire::hub_events::CursorState;
 
@@ -219,6 +219,9 @@ impl Hub {
     pub(in crate::hub) fn check(&self, subscription: &Subscription) -> Result<(), SubscriptionError> {
         match &subscription.invalid {
             Some(invalid) => Err(invalid.clone()),
+            None if self.settings().requires_scope && subscription.scope.is_root() => {
+                Err(InvalidName::new("scope", NameProblem::Missing).into())
+            }
             None if subscription.topics.len() > self.settings().max_topics => Err(SubscriptionError::TOO_MANY_TOPICS),
             None => Ok(()),
         }
@@ -321,12 +324,16 @@ impl Hub {
     }
 }
 
-/// Returns the addresses that a subscription reads: its topics, its user and everyone.
+/// Returns the addresses that a subscription reads: its topics, its user, everyone of its scope and,
+/// if it has a scope, all connections of scopes.
 pub(in crate::hub) fn addresses(subscription: &Subscription) -> Vec<Address> {
-    let mut addresses = Vec::with_capacity(subscription.topics.len() + 2);
+    let mut addresses = Vec::with_capacity(subscription.topics.len() + 3);
     addresses.extend(subscription.topics.iter().cloned().map(Address::Topic));
     addresses.extend(subscription.user.clone().map(Address::User));
-    addresses.push(Address::Everyone);
+    addresses.push(Address::Everyone(subscription.scope.clone()));
+    if !subscription.scope.is_root() {
+        addresses.push(Address::EveryScope);
+    }
     addresses
 }
 
@@ -413,7 +420,7 @@ mod tests {
             bounds: vec![(room.clone(), oldest(&hub)), (room, first)],
         };
         let id = hub.connections()[0].id;
-        let connection = block_on(hub.connection_of(id, None)).unwrap();
+        let connection = block_on(hub.connection_of(id, &Subscription::anonymous())).unwrap();
         block_on(connection.change(change, DisconnectClock::now())).unwrap();
         assert_eq!(read(&mut stream), ["1"]);
     }

@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime};
 use serde::{Deserialize, Serialize};
 
 use crate::types::topic_filter::Rule;
-use crate::types::{Expiry, History, Ids, Position, Start, StreamEnd, Subscription, TopicFilter};
+use crate::types::{Expiry, History, Ids, Position, ScopeName, Start, StreamEnd, Subscription, TopicFilter};
 
 #[derive(Serialize, Deserialize)]
 struct Carried {
@@ -15,6 +15,9 @@ struct Carried {
     made_at: u64,
     /// The time of expiry, in milliseconds of Unix time.
     over_at: u64,
+    /// The scope of the subscription. Absent for the root scope.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    scope: Option<String>,
     user: Option<String>,
     topics: Vec<String>,
     may_join: Vec<Rule>,
@@ -62,6 +65,7 @@ pub(crate) fn encode(subscription: &Subscription, times: Times) -> Vec<u8> {
         v: 1,
         made_at: unix(times.made_at),
         over_at: unix(times.over_at),
+        scope: subscription.scope().map(ToOwned::to_owned),
         user: subscription.user.as_ref().map(ToString::to_string),
         topics: subscription.topics.iter().map(ToString::to_string).collect(),
         may_join: subscription.may_join.iter().map(|rule| rule.0.clone()).collect(),
@@ -81,7 +85,7 @@ pub(crate) fn encode(subscription: &Subscription, times: Times) -> Vec<u8> {
             Ids::None => Some("none".into()),
         },
         data: subscription.data.as_deref().map(ToOwned::to_owned),
-        counted_as: subscription.counted_as.as_deref().map(ToOwned::to_owned),
+        counted_as: subscription.counted_as.as_ref().map(|key| key.as_str().to_owned()),
     };
     // Serializing text and numbers does not fail.
     serde_json::to_vec(&carried).unwrap_or_default()
@@ -91,7 +95,8 @@ pub(crate) fn encode(subscription: &Subscription, times: Times) -> Vec<u8> {
 /// format or invalid content.
 pub(crate) fn decode(bytes: &[u8]) -> Option<(Subscription, Times)> {
     let carried: Carried = serde_json::from_slice(bytes).ok().filter(|carried: &Carried| carried.v == 1)?;
-    let mut subscription = Subscription::anonymous().with_topics(carried.topics);
+    let scope = ScopeName::read(carried.scope.as_deref()).ok()?;
+    let mut subscription = Subscription::anonymous().placed_in(&scope).with_topics(carried.topics);
     if let Some(user) = carried.user {
         subscription = subscription.with_user(user);
     }
@@ -116,7 +121,9 @@ pub(crate) fn decode(bytes: &[u8]) -> Option<(Subscription, Times)> {
     };
     subscription.expiry = carried.expires_at.and_then(time).map(Expiry::At);
     subscription.data = carried.data.map(Into::into);
-    subscription.counted_as = carried.counted_as.map(Into::into);
+    if let Some(key) = carried.counted_as {
+        subscription = subscription.counted_as(key);
+    }
     let times = Times { made_at: time(carried.made_at)?, over_at: time(carried.over_at)? };
     subscription.invalid.is_none().then_some((subscription, times))
 }
@@ -124,12 +131,14 @@ pub(crate) fn decode(bytes: &[u8]) -> Option<(Subscription, Times)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::types::Topic;
 
     #[test]
     fn encoded_subscription_decodes_to_the_same() {
         let now = time(unix(SystemTime::now())).unwrap();
         let times = Times { made_at: now, over_at: now + Duration::from_secs(9) };
         let subscription = Subscription::for_user("a\"b")
+            .in_scope("acme/1")
             .with_topics(["x", "y:z"])
             .may_join(TopicFilter::any())
             .may_join(TopicFilter::exact("e"))
@@ -147,13 +156,14 @@ mod tests {
         assert_eq!(read_times, times);
         let bound = |subscription: &Subscription| subscription.topics.bounds().map(|(_, at)| at).collect::<Vec<_>>();
         assert_eq!((bound(&read), read.history), (bound(&subscription), History::None));
+        assert_eq!(read.topics.iter().map(Topic::scope).collect::<Vec<_>>(), [Some("acme/1"); 2]);
         assert_eq!(
             (&read.user, &read.topics[..], &read.may_join),
             (&subscription.user, &subscription.topics[..], &subscription.may_join)
         );
         assert_eq!((read.start, read.end, &read.data), (subscription.start, subscription.end, &subscription.data));
         assert_eq!(read.bare_ids(), Some(Ids::First));
-        assert_eq!(read.counted_as.as_deref(), Some("k"));
+        assert_eq!((&read.counted_as, read.scope()), (&subscription.counted_as, Some("acme/1")));
         let remaining = read.expiry.unwrap().remaining();
         assert!(remaining <= Duration::from_secs(60) && remaining > Duration::from_secs(58));
         for start in [Start::Live, Start::Oldest] {

@@ -20,7 +20,7 @@ const AGE: Millis = 3_000;
 
 fn address(index: usize) -> Address {
     match index {
-        0 => Address::Everyone,
+        0 => Address::Everyone(crate::types::ScopeName::ROOT),
         // A user with the same name as a topic.
         1 => Address::User(UserId::try_from("a").unwrap()),
         2 => Address::Topic(Topic::try_from("a").unwrap()),
