@@ -311,6 +311,8 @@ mod documents {
     struct Identity;
     #[doc = include_str!("../docs/guide/presence.md")]
     struct Presence;
+    #[doc = include_str!("../docs/guide/tenants.md")]
+    struct Tenants;
     #[doc = include_str!("../docs/guide/retention.md")]
     struct Retention;
     #[doc = include_str!("../docs/guide/runs.md")]

@@ -9,8 +9,9 @@ use super::observe::lifecycle::Lifecycle;
 use super::observe::stats::Stats;
 
 impl Hub {
-    /// Returns the open connections of this instance, in no particular order. The list may or may
-    /// not include connections that open or end during the call.
+    /// Returns the open connections of this instance, of every [scope](crate::Scope), in no
+    /// particular order. The list may or may not include connections that open or end during the
+    /// call. [`Scope::connections`](crate::Scope::connections) returns those of one scope.
     ///
     /// ```
     /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -31,9 +32,10 @@ impl Hub {
         self.registry().all().iter().map(of).collect()
     }
 
-    /// Returns a stream of the lifecycle events of this instance's connections, from now on. The
-    /// start of a connection comes before its end. Each event about a connection has its user, its
-    /// topics, its age, the number of its events and the application's data.
+    /// Returns a stream of the lifecycle events of this instance's connections, of every
+    /// [scope](crate::Scope), from now on. The start of a connection comes before its end. Each
+    /// event about a connection has its user, its topics, its age, the number of its events and the
+    /// application's data.
     ///
     /// The hub waits for no consumer, and buffers 1,024 events. A consumer that falls further
     /// behind receives one [`LifecycleEvent::Missed`](crate::LifecycleEvent::Missed) in place of
@@ -56,8 +58,10 @@ impl Hub {
         self.inner.lifecycles.listen()
     }
 
-    /// Returns the counts and sizes of this instance. The call reads a few words of every open
-    /// connection, and holds no lock longer than it takes to copy the list of connections.
+    /// Returns the counts and sizes of this instance, for all [scopes](crate::Scope) together.
+    /// [`Scope::stats`](crate::Scope::stats) returns those of one scope. The call reads a few words
+    /// of every open connection, and holds no lock longer than it takes to copy the list of
+    /// connections.
     ///
     /// ```
     /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {

@@ -26,13 +26,14 @@ pub(crate) enum Address {
 }
 
 impl Address {
-    /// Returns the length of the topic's or the user's name in bytes, and 0 for other addresses.
+    /// Returns the length of the names of the topic or the user, and of the scope, in bytes.
     pub(crate) fn name_len(&self) -> usize {
-        match self {
+        let name = match self {
             Self::Topic(topic) => topic.as_str().len(),
             Self::User(user) => user.as_str().len(),
             Self::Everyone(_) | Self::Connection(..) | Self::EveryScope => 0,
-        }
+        };
+        name + self.scope().and_then(ScopeName::as_str).map_or(0, str::len)
     }
 
     /// Returns the scope of the address, or `None` if it is of all scopes.

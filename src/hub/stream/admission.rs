@@ -420,7 +420,8 @@ mod tests {
             bounds: vec![(room.clone(), oldest(&hub)), (room, first)],
         };
         let id = hub.connections()[0].id;
-        let connection = block_on(hub.connection_of(id, &Subscription::anonymous())).unwrap();
+        let granted = Subscription::anonymous();
+        let connection = block_on(hub.connection_of(id, &granted)).unwrap();
         block_on(connection.change(change, DisconnectClock::now())).unwrap();
         assert_eq!(read(&mut stream), ["1"]);
     }
