@@ -398,7 +398,7 @@ fn assemble(
     epoch: Epoch,
     jobs: &[&'static Job<Inner>],
 ) -> Hub {
-    let log = Log::new(epoch, policies, configuration.budgets());
+    let log = Log::new(epoch, policies, configuration.budgets(shared_log.is_some()));
     let (sweep, recheck) = (Background::new(&sweep::JOB), Background::new(&recheck::JOB));
     let of_shared_log = jobs.iter().map(|job| Background::new(job)).collect();
     let tasks = Tasks { sweep, recheck, of_shared_log };

@@ -28,6 +28,10 @@
 //! 5. A listener is woken only after `visible_through` covers the record. After a listener has
 //!    registered its waker, and before it sleeps, it reads once more or checks that it was not
 //!    woken ([`cursor_handle`]). So no listener sleeps on a visible record.
+//! 6. On a shared log, a channel without listeners keeps only the numbers, times and sizes of its
+//!    records ([`dormancy`], [`store`]). A read stops before the first record that a channel lacks,
+//!    and continues with a block of the shared log that has this record ([`reader`]). So a stream
+//!    reads the same records and gaps as if the channel had all of its records.
 //!
 //! Locks are taken in this order: a subscriber's reader; the sequencer; a channel's store or its
 //! listeners; the table of latest numbers, the epochs or a shared piece. Reads never take the
@@ -38,6 +42,7 @@ mod backfill;
 mod batch;
 mod channel;
 mod cursor_handle;
+mod dormancy;
 mod entry;
 mod epochs;
 mod latest;
@@ -73,7 +78,7 @@ use waking::Deferred;
 pub(crate) use backfill::Block;
 pub(crate) use batch::Batch;
 pub(crate) use cursor_handle::CursorHandle;
-pub(crate) use entry::{Appended, Effect, Entry};
+pub(crate) use entry::{Appended, Effect, Entry, Unread};
 pub(crate) use listener::Listener;
 pub(crate) use policies::Policies;
 pub(crate) use sequencer::{Budgets, Swept, Usage};
@@ -209,6 +214,23 @@ impl Log {
         });
         self.wake(asleep, now);
         rejected.is_none()
+    }
+
+    /// Stores only the number, the time and the size of a record that the shared log has numbered,
+    /// if no channel of its audience has had a listener within the grace period. Returns false, and
+    /// changes nothing, if the record itself is needed. The caller then decodes the record and
+    /// calls [`apply`](Self::apply). Returns true, and changes nothing, if the number is not above
+    /// the newest number of the log.
+    pub(crate) fn skip(&self, sequence: u64, audience: &Audience, unread: Unread, now: Millis) -> bool {
+        self.locked(|sequencer| {
+            let epoch = self.readable.epochs.current();
+            let is_new = epoch.number(sequence) > sequencer.last();
+            if is_new && !sequencer.append_outline(&epoch, sequence, audience, unread, now) {
+                return false;
+            }
+            sequencer.sweep_a_little(now);
+            true
+        })
     }
 
     /// Marks the record with this number as lost, unless the log already covers the number. The

@@ -15,16 +15,17 @@ use std::sync::Arc;
 use smallvec::SmallVec;
 
 use super::channel::Channel;
-use super::entry::Entry;
+use super::dormancy::Dormancy;
+use super::entry::{Entry, Unread};
 use super::epochs::{Break, LogEpoch};
 use super::listener::Listener;
 use super::marks::Marks;
 use super::readable::Readable;
-use super::store::{Dropped, Part, PerPart, Record, Store};
+use super::store::{Dropped, Outline, Part, PerPart, RECORD_OVERHEAD, Record, Store};
 use super::time::{Millis, millis};
 use super::waking::PendingWakes;
 use crate::macros::shrink_if_sparse;
-use crate::types::retention::Kind;
+use crate::types::retention::{Kind, Retention};
 use crate::types::{Address, Audience};
 
 /// The maximum number of records and channels that one sweep drops.
@@ -43,6 +44,9 @@ pub(crate) struct Budgets {
     /// The time after which a sweep removes an empty channel without listeners, in milliseconds.
     /// The channel is removed earlier if it has dropped no record, or to save memory.
     pub(crate) grace: Millis,
+    /// The time without listeners after which a channel of a shared log is
+    /// [dormant](super::dormancy), in milliseconds. `None` if this is no shared log.
+    pub(crate) dormant_after: Option<Millis>,
 }
 
 /// The work that is left after a sweep.
@@ -78,6 +82,8 @@ pub(super) struct Sequencer {
     /// Channels that were empty and without listeners when they were added, in the order of adding.
     /// Each has the time since which it was idle, its number and its unique number.
     idle: VecDeque<(Millis, u32, u64)>,
+    /// `None` if this is no shared log. Then no channel is ever dormant.
+    dormancy: Option<Dormancy>,
     next_sweep: Millis,
     /// Records to be freed after the lock is released.
     dropped: Dropped,
@@ -208,6 +214,7 @@ impl Sequencer {
             retained: PerPart::default(),
             evicted: 0,
             idle: VecDeque::new(),
+            dormancy: budgets.dormant_after.map(Dormancy::new),
             next_sweep: 0,
             dropped: Dropped::new(),
             forgotten: Vec::new(),
@@ -249,7 +256,12 @@ impl Sequencer {
         let (record, channels) = self.record(epoch, sequence, entry, now);
         let mut receivers = 0;
         for channel in channels {
-            self.apply(&channel, Arc::clone(&record), now);
+            if channel.is_dormant() {
+                let cost = u32::try_from(record.cost()).unwrap_or(u32::MAX);
+                self.outline(&channel, Outline { sequence: record.sequence, at: record.at, cost }, now);
+            } else {
+                self.apply(&channel, Arc::clone(&record), now);
+            }
             channel.raise_latest(&self.readable.latest, record.sequence);
             let listening = channel.listening();
             receivers += listening;
@@ -260,6 +272,72 @@ impl Sequencer {
         self.fit_budgets(now);
         self.readable.raise_visible_through(self.last);
         receivers
+    }
+
+    /// Stores the outline of a record in its channels, and raises `visible_through` to its number,
+    /// which is above all earlier numbers. Returns false, and changes nothing, if one of the
+    /// channels needs the record itself.
+    pub(super) fn append_outline(
+        &mut self,
+        epoch: &LogEpoch,
+        sequence: u64,
+        audience: &Audience,
+        unread: Unread,
+        now: Millis,
+    ) -> bool {
+        let mut channels: SmallVec<[Arc<Channel>; 1]> = SmallVec::new();
+        for address in audience.addresses() {
+            match self.channels.get(address) {
+                Some(channel) if channel.is_dormant() => channels.push(Arc::clone(channel)),
+                Some(_) => return false,
+                // No reader of this instance will ask for the record: see `record`.
+                None if matches!(address, Address::Connection(_)) => {}
+                None if self.may_be_dormant(address) => {}
+                None => return false,
+            }
+        }
+        if channels.len() < audience.addresses().len() {
+            let addresses = audience.addresses().iter();
+            let stored = addresses.filter(|address| !matches!(address, Address::Connection(_)));
+            channels = stored.map(|address| self.channel_of_record(address)).collect();
+        }
+        self.last = epoch.number(sequence);
+        let at = unread.published.map_or(now, |at| at.min(now));
+        let cost = unread.bytes.saturating_add(RECORD_OVERHEAD as u32);
+        for channel in channels {
+            self.outline(&channel, Outline { sequence: self.last, at, cost }, now);
+            channel.raise_latest(&self.readable.latest, self.last);
+        }
+        self.fit_budgets(now);
+        self.readable.raise_visible_through(self.last);
+        true
+    }
+
+    /// Returns whether the channel of an address may be dormant.
+    fn may_be_dormant(&self, address: &Address) -> bool {
+        self.dormancy.is_some()
+            && match address {
+                Address::Topic(_) | Address::User(_) => !self.readable.policies.keeps_values(address),
+                Address::Everyone | Address::Connection(_) => false,
+            }
+    }
+
+    /// Returns the channel of an address of a record. If it does not exist, creates it, dormant if
+    /// possible.
+    fn channel_of_record(&mut self, address: &Address) -> Arc<Channel> {
+        if let Some(channel) = self.channels.get(address) {
+            return Arc::clone(channel);
+        }
+        let channel = self.channel(address);
+        channel.set_dormant(self.may_be_dormant(address));
+        channel
+    }
+
+    /// Makes a channel dormant that has had no listener for the grace period.
+    fn make_dormant(&mut self, channel: &Arc<Channel>, now: Millis) {
+        channel.set_dormant(true);
+        self.retained.change(&channel.store, |store| store.outline_all(&mut self.dropped));
+        self.note_if_idle(channel, now);
     }
 
     /// Stores current values that were loaded from the shared log. The caller raises
@@ -313,7 +391,7 @@ impl Sequencer {
         self.readable.epochs.note_break(found);
         self.last = found.at;
         let channels: Vec<_> = match audience {
-            Some(audience) => audience.addresses().iter().map(|address| self.channel(address)).collect(),
+            Some(audience) => audience.addresses().iter().map(|address| self.channel_of_record(address)).collect(),
             None => {
                 self.trimmed_through = self.trimmed_through.max(found.at);
                 self.marks.clear();
@@ -366,7 +444,7 @@ impl Sequencer {
                 // closed, or open on another instance, so no reader of this instance will ask for
                 // the record.
                 Address::Connection(_) => channels.extend(self.find_channel(address)),
-                _ => channels.push(self.channel(address)),
+                _ => channels.push(self.channel_of_record(address)),
             }
         }
         let record = Arc::new(Record {
@@ -416,6 +494,10 @@ impl Sequencer {
     /// [`exit`](Self::exit).
     pub(super) fn enter(&mut self, address: &Address, listener: Arc<dyn Listener>) -> (Arc<Channel>, u32) {
         let channel = self.channel(address);
+        if let Some(dormancy) = &mut self.dormancy {
+            channel.set_dormant(false);
+            dormancy.forget(&channel);
+        }
         let slot = channel.add_listener(listener);
         (channel, slot)
     }
@@ -434,6 +516,11 @@ impl Sequencer {
             self.forgotten.extend(Some(contents).filter(|store| !store.is_empty()));
             self.remove(channel);
         } else {
+            if self.may_be_dormant(&channel.address)
+                && let Some(dormancy) = &mut self.dormancy
+            {
+                dormancy.note_left(channel, now);
+            }
             self.note_if_idle(channel, now);
         }
     }
@@ -464,6 +551,14 @@ impl Sequencer {
                 }
             }
         }
+        while left > 0
+            && let Some((number, unique)) = self.dormancy.as_mut().and_then(|dormancy| dormancy.take_due(now))
+        {
+            left -= 1;
+            if let Some(channel) = self.find(number, unique) {
+                self.make_dormant(&channel, now);
+            }
+        }
         while left > 0 && self.idle.front().is_some_and(|(since, ..)| since.saturating_add(self.budgets.grace) <= now) {
             left -= 1;
             self.forget_oldest_idle(Some(now));
@@ -471,7 +566,11 @@ impl Sequencer {
         self.shrink();
         if left == 0 {
             Swept::More
-        } else if !self.idle.is_empty() || self.lanes.ring.is_aging() || self.lanes.keyed.is_aging() {
+        } else if !self.idle.is_empty()
+            || self.lanes.ring.is_aging()
+            || self.lanes.keyed.is_aging()
+            || self.dormancy.as_ref().is_some_and(Dormancy::is_waiting)
+        {
             Swept::Later
         } else {
             Swept::Nothing
@@ -479,10 +578,26 @@ impl Sequencer {
     }
 
     fn apply(&mut self, channel: &Arc<Channel>, record: Arc<Record>, now: Millis) {
-        let is_from_before = record.at < now;
+        let at = record.at;
+        self.change(channel, at, now, |store, retention, dropped| store.apply(record, retention, dropped));
+    }
+
+    fn outline(&mut self, channel: &Arc<Channel>, outline: Outline, now: Millis) {
+        self.change(channel, outline.at, now, |store, retention, dropped| store.outline(outline, retention, dropped));
+    }
+
+    /// Adds a record of the time `at`, or its outline, to a channel.
+    fn change(
+        &mut self,
+        channel: &Arc<Channel>,
+        at: Millis,
+        now: Millis,
+        add: impl FnOnce(&mut Store, &Retention, &mut Dropped),
+    ) {
+        let is_from_before = at < now;
         let mut is_expired = false;
         self.retained.change(&channel.store, |store| {
-            store.apply(record, self.readable.policies.get(channel.policy), &mut self.dropped);
+            add(store, self.readable.policies.get(channel.policy), &mut self.dropped);
             for part in [Part::Ring, Part::Keyed] {
                 let lanes = self.lanes.of(part);
                 if let Some(age) = lanes.age(channel.policy).filter(|_| is_from_before) {
@@ -559,11 +674,12 @@ impl Sequencer {
         if channel.number == EVERYONE || channel.listening() > 0 {
             return;
         }
+        let is_within_grace = self.dormancy.as_ref().is_some_and(|dormancy| dormancy.is_within_grace(channel));
         let (is_empty, trimmed_through) = {
             let store = channel.store.lock();
             (store.is_empty(), store.trimmed_through())
         };
-        if is_empty && trimmed_through <= self.trimmed_through {
+        if is_empty && trimmed_through <= self.trimmed_through && !is_within_grace {
             // No mark is needed: a new channel starts at this or a higher `trimmed_through`, so its
             // readers report every gap of this channel.
             self.remove(channel);
@@ -602,6 +718,9 @@ impl Sequencer {
     }
 
     fn remove(&mut self, channel: &Channel) {
+        if let Some(dormancy) = &mut self.dormancy {
+            dormancy.forget(channel);
+        }
         let bytes = channel.store.lock().bytes();
         self.retained.ring -= bytes.ring;
         self.retained.keyed -= bytes.keyed;
@@ -626,6 +745,9 @@ impl Sequencer {
         }
         shrink_if_sparse!(self.channels);
         shrink_if_sparse!(self.idle);
+        if let Some(dormancy) = &mut self.dormancy {
+            dormancy.shrink();
+        }
         let numbers = &self.numbers;
         let exists = |waiting: &Waiting| {
             let channel = numbers.get(waiting.number as usize).and_then(Option::as_ref);

@@ -7,22 +7,26 @@
 //! 2. A record must follow the rules of the publish API. The hub skips an invalid record, and
 //!    reports a gap to its audience. If the audience cannot be decoded, the hub reports the gap to
 //!    all streams.
-//! 3. When a new epoch begins, or when missing records count as lost, the hub also reads all
+//! 3. The hub does not decode a record whose audience has had no listener on this instance within
+//!    the grace period, and stores only the place of the record. A stream that needs the record
+//!    later reads it from the shared log, in a block ([`backfill`](super::backfill)). So rule 2
+//!    applies to such a record when a stream reads it.
+//! 4. When a new epoch begins, or when missing records count as lost, the hub also reads all
 //!    current values again.
 
 #[cfg(feature = "metrics")]
 use std::time::Duration;
 
 use super::presence_records;
-use super::record::{self, Decoded};
+use super::record::{self, Decoded, Parsed};
 use super::shared_log::{SharedLog, check_sequence};
 use crate::backplane::{Answer, BackplaneError, CurrentValue, LogState, Stored, in_time};
 use crate::hub::Hub;
 use crate::hub::tasks::back_off::BackOff;
 use crate::hub::tasks::workers::wake_rest;
-use crate::log::{Effect, Entry};
+use crate::log::{Effect, Entry, Millis, Unread};
 use crate::sync::Ordering;
-use crate::types::{Audience, Epoch};
+use crate::types::{Address, Audience, Epoch};
 
 /// The maximum number of records in one read of the log.
 const BATCH: usize = 1024;
@@ -61,7 +65,7 @@ impl Hub {
         }
         let (spans, newest) = {
             let known = shared.history.known.lock();
-            (known.to_compare(state), known.newest)
+            (known.to_compare(state), known.newest.clone())
         };
         for (first, count) in spans {
             let limit = self.settings().publish_timeout;
@@ -203,8 +207,14 @@ impl Hub {
     /// Applies the next record, or marks it as lost if it is invalid.
     fn apply_one(&self, shared: &SharedLog, stored: &Stored, age: Age) {
         let now = self.now();
-        match self.read(&stored.payload, age) {
-            Ok(entry) => {
+        let read = match record::parse(&stored.payload) {
+            Ok(parsed) if self.skip(&parsed, stored.sequence, age, now) => Ok(None),
+            Ok(parsed) => self.decode(parsed, age, now).map(Some),
+            Err(audience) => Err(audience),
+        };
+        match read {
+            Ok(None) => {}
+            Ok(Some(entry)) => {
                 self.attach_connections(&entry.audience);
                 self.log().apply(stored.sequence, entry, now);
             }
@@ -218,23 +228,50 @@ impl Hub {
         shared.last.store(stored.sequence, Ordering::Release);
     }
 
+    /// Applies a record without its event, if this instance has no listeners for the record. Returns
+    /// whether it has been applied.
+    fn skip(&self, parsed: &Parsed<'_>, sequence: u64, age: Age, now: Millis) -> bool {
+        let is_here = |address: &Address| match address {
+            Address::Connection(id) => self.registry().find(*id).is_some(),
+            Address::Topic(_) | Address::User(_) | Address::Everyone => false,
+        };
+        #[cfg(feature = "metrics")]
+        if age == Age::New
+            && let Some(at) = parsed.published_at
+        {
+            let delay = record::unix_millis().saturating_sub(at);
+            self.metrics().read_from_log(Duration::from_millis(delay));
+        }
+        // A connection on this instance is added to the channel of its id before the record is
+        // applied.
+        if parsed.audience.addresses().iter().any(is_here) {
+            return false;
+        }
+        let published = published(parsed.published_at, age, now);
+        let bytes = u32::try_from(parsed.size()).unwrap_or(u32::MAX);
+        self.log().skip(sequence, &parsed.audience, Unread { published, bytes }, now)
+    }
+
     /// Decodes a record, and validates it by the rules of the publish API. The error is the
     /// audience of an invalid record, or `None` if the audience cannot be decoded.
     pub(super) fn read(&self, payload: &[u8], age: Age) -> Result<Entry, Option<Box<Audience>>> {
-        let Decoded { audience, event, published_at } = record::decode(payload)?;
+        self.decode(record::parse(payload)?, age, self.now())
+    }
+
+    /// Decodes and validates the event of a record. The error is the audience of an invalid record.
+    fn decode(&self, parsed: Parsed<'_>, age: Age, now: Millis) -> Result<Entry, Option<Box<Audience>>> {
+        let Decoded { audience, event, published_at } = parsed.decode()?;
         let entry = if presence_records::is_presence(&event) {
             presence_records::entry(audience, &event).map_err(Some)?
         } else {
             Entry::new(audience, &event, &self.settings().framing).map_err(|rejected| Some(Box::new(rejected.0)))?
         };
-        #[cfg(feature = "metrics")]
-        if age == Age::New
-            && let Some(at) = published_at
-        {
-            let delay = record::unix_millis().saturating_sub(at);
-            self.metrics().read_from_log(Duration::from_millis(delay));
-        }
-        let passed = |at: u64| self.now().saturating_sub(record::unix_millis().saturating_sub(at));
-        Ok(Entry { published: published_at.filter(|_| age == Age::AsPublished).map(passed), ..entry })
+        Ok(Entry { published: published(published_at, age, now), ..entry })
     }
+}
+
+/// Returns the time on this hub's clock from which the age of a record counts, or `None` for now.
+fn published(published_at: Option<u64>, age: Age, now: Millis) -> Option<Millis> {
+    let passed = |at: u64| now.saturating_sub(record::unix_millis().saturating_sub(at));
+    published_at.filter(|_| age == Age::AsPublished).map(passed)
 }

@@ -9,10 +9,14 @@
 //! `docs/broker.md` documents the format and has test vectors. `v` is the version. `to` and
 //! `except` have the same meaning in every later version, so that an instance that cannot read a
 //! record can still report a gap to its audience.
+//!
+//! An instance without listeners for a record needs only its audience, so the decoding has two
+//! steps: [`parse`] reads the audience, and [`Parsed::decode`] reads the event.
 
 use std::time::{Duration, SystemTime};
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
+use serde_json::value::RawValue;
 
 use crate::types::{Address, Audience, Cow, Event, To};
 
@@ -20,6 +24,8 @@ const VERSION: u64 = 1;
 /// The maximum number of addresses of a record, and of its excluded connections. The audience of a
 /// record over this limit is not decoded.
 const MAX_ADDRESSES: usize = 1024;
+/// The approximate size of the names of the fields of an event, and of its id, in bytes.
+const FIELDS: usize = 50;
 
 /// The random id of a record and the time of publishing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,6 +50,14 @@ pub(crate) fn unix_millis() -> u64 {
     u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }
 
+/// A record whose audience was read, but not its event.
+pub(crate) struct Parsed<'a> {
+    pub(crate) audience: Audience,
+    /// As [`Decoded::published_at`].
+    pub(crate) published_at: Option<u64>,
+    content: Received<'a>,
+}
+
 /// A decoded record.
 #[derive(Debug)]
 pub(crate) struct Decoded {
@@ -54,28 +68,54 @@ pub(crate) struct Decoded {
     pub(crate) published_at: Option<u64>,
 }
 
-#[derive(Serialize, Deserialize)]
+#[derive(Serialize)]
 struct Envelope<'a> {
     v: u64,
-    /// The id of the stamp in hexadecimal. Decoding ignores the field, because instances compare
-    /// the bytes of whole records. So a publisher may write any value.
-    #[serde(skip_deserializing)]
+    /// The id of the stamp in hexadecimal.
     id: String,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none")]
     at: Option<u64>,
     to: To<'a>,
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[serde(skip_serializing_if = "Vec::is_empty")]
     except: Vec<Cow<'a>>,
-    #[serde(default, borrow, skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none")]
     event: Option<Cow<'a>>,
-    #[serde(default, borrow)]
     data: Cow<'a>,
-    #[serde(default, borrow, skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none")]
     key: Option<Cow<'a>>,
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
     remove: bool,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none")]
     retry_ms: Option<u64>,
+}
+
+/// The fields that decoding uses. It ignores `id`, because instances compare the bytes of whole
+/// records. So a publisher may write any id.
+#[derive(Deserialize)]
+struct Received<'a> {
+    v: u64,
+    #[serde(default)]
+    at: Option<u64>,
+    #[serde(borrow)]
+    to: To<'a>,
+    #[serde(default, borrow)]
+    except: Vec<Cow<'a>>,
+    #[serde(default, borrow)]
+    event: Option<Cow<'a>>,
+    /// The data as JSON, because most records need not be decoded.
+    #[serde(default, borrow, deserialize_with = "raw")]
+    data: Option<&'a RawValue>,
+    #[serde(default, borrow)]
+    key: Option<Cow<'a>>,
+    #[serde(default)]
+    remove: bool,
+    #[serde(default)]
+    retry_ms: Option<u64>,
+}
+
+/// Reads any JSON value, also `null`, which is no valid data.
+fn raw<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<&'de RawValue>, D::Error> {
+    <&RawValue>::deserialize(deserializer).map(Some)
 }
 
 /// The fields that have the same meaning in every version.
@@ -107,34 +147,51 @@ pub(crate) fn encode(audience: &Audience, event: &Event, stamp: Stamp) -> Vec<u8
     serde_json::to_vec(&envelope).unwrap_or_default()
 }
 
-/// Decodes a record. Validates the addresses of its audience, but not its event.
+/// Reads the audience of a record, and validates its addresses.
 ///
 /// The error is the audience of a record that has another version or that cannot be decoded. The
 /// error is `None` if the audience itself cannot be decoded, or if it has more than
 /// [`MAX_ADDRESSES`] addresses or excluded connections.
-pub(crate) fn decode(bytes: &[u8]) -> Result<Decoded, Option<Box<Audience>>> {
+pub(crate) fn parse(bytes: &[u8]) -> Result<Parsed<'_>, Option<Box<Audience>>> {
     let audience_of = |to: &To<'_>, except: &[Cow<'_>]| {
         let is_small = to.len().max(except.len()) <= MAX_ADDRESSES;
         is_small.then(|| to.audience(except.iter().map(|id| &*id.0)).ok()).flatten()
     };
-    let Ok(envelope) = serde_json::from_slice::<Envelope<'_>>(bytes) else {
+    let Ok(content) = serde_json::from_slice::<Received<'_>>(bytes) else {
         let addressed: Addressed<'_> = serde_json::from_slice(bytes).map_err(|_| None)?;
         return Err(audience_of(&addressed.to, &addressed.except).map(Box::new));
     };
-    let audience = audience_of(&envelope.to, &envelope.except).ok_or(None)?;
-    if envelope.v != VERSION {
+    let audience = audience_of(&content.to, &content.except).ok_or(None)?;
+    if content.v != VERSION {
         return Err(Some(Box::new(audience)));
     }
-    let [name, data] = [envelope.event.unwrap_or_default(), envelope.data].map(|text| text.0.into_owned());
-    let mut event = match envelope.key.map(|key| key.0.into_owned()) {
-        Some(key) if envelope.remove => Event::removal(key).name(name).data(data),
-        Some(key) => Event::new(name, data).key(key),
-        None => Event::new(name, data),
-    };
-    if let Some(retry) = envelope.retry_ms {
-        event = event.retry(Duration::from_millis(retry));
+    Ok(Parsed { audience, published_at: content.at, content })
+}
+
+impl Parsed<'_> {
+    /// Returns the approximate size of the event on the wire, in bytes.
+    pub(crate) fn size(&self) -> usize {
+        let name = self.content.event.as_ref().map_or(0, |name| name.0.len());
+        FIELDS + name + self.content.data.map_or(0, |data| data.get().len())
     }
-    Ok(Decoded { audience, event, published_at: envelope.at })
+
+    /// Decodes the event, without validating it. The error is the audience of a record whose data
+    /// is no text.
+    pub(crate) fn decode(self) -> Result<Decoded, Option<Box<Audience>>> {
+        let Self { audience, published_at, content } = self;
+        let data = content.data.map_or(Ok(Cow::default()), |data| serde_json::from_str(data.get()));
+        let Ok(data) = data else { return Err(Some(Box::new(audience))) };
+        let [name, data] = [content.event.unwrap_or_default(), data].map(|text| text.0.into_owned());
+        let mut event = match content.key.map(|key| key.0.into_owned()) {
+            Some(key) if content.remove => Event::removal(key).name(name).data(data),
+            Some(key) => Event::new(name, data).key(key),
+            None => Event::new(name, data),
+        };
+        if let Some(retry) = content.retry_ms {
+            event = event.retry(Duration::from_millis(retry));
+        }
+        Ok(Decoded { audience, event, published_at })
+    }
 }
 
 /// Returns the id of the current value of a key at an address. The id is a JSON array, so that two
@@ -155,6 +212,10 @@ mod tests {
     use super::*;
     use crate::types::{ConnectionId, Topic, UserId};
     use proptest::prelude::*;
+
+    fn decode(bytes: &[u8]) -> Result<Decoded, Option<Box<Audience>>> {
+        parse(bytes)?.decode()
+    }
 
     /// Programs in other languages can test their encoders and decoders with these vectors.
     #[test]
@@ -186,7 +247,8 @@ mod tests {
         {
             assert!(matches!(decode(garbage), Err(None)), "{garbage:?}");
         }
-        for addressed in [r#"{"v":1,"to":{"topics":["a"]},"data":7}"#, r#"{"to":{"topics":["a"]}}"#] {
+        let data = |data: &str| format!(r#"{{"v":1,"to":{{"topics":["a"]}},"data":{data}}}"#);
+        for addressed in [data("7"), data("null"), data(r#"{"a":[]}"#), r#"{"to":{"topics":["a"]}}"#.to_owned()] {
             assert!(matches!(decode(addressed.as_bytes()), Err(Some(_))), "{addressed}");
         }
     }

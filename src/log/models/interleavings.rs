@@ -29,7 +29,7 @@ fn model(check: impl Fn() + Send + Sync + 'static) {
 fn log() -> Arc<Log> {
     let replay = Retention::replay;
     let policies = Policies::new(Vec::new(), replay(), replay(), replay(), Retention::live());
-    let budgets = Budgets { ring_bytes: 1 << 20, keyed_bytes: 1 << 20, grace: 1_000_000 };
+    let budgets = Budgets { ring_bytes: 1 << 20, keyed_bytes: 1 << 20, grace: 1_000_000, dormant_after: None };
     Arc::new(Log::new(Epoch(1), policies, budgets))
 }
 
@@ -280,7 +280,7 @@ fn an_open_stream_receives_the_values_of_a_new_epoch() {
     model(|| {
         let latest = Retention::latest_per_key().with_live_window(Duration::from_secs(1));
         let policies = Policies::new(Vec::new(), latest.clone(), latest.clone(), latest.clone(), latest);
-        let budgets = Budgets { ring_bytes: 1 << 20, keyed_bytes: 1 << 20, grace: 1_000_000 };
+        let budgets = Budgets { ring_bytes: 1 << 20, keyed_bytes: 1 << 20, grace: 1_000_000, dormant_after: None };
         let log = Arc::new(Log::new(Epoch(1), policies, budgets));
         let subscriber = subscribe(&log, &["a"]);
         let follower = thread::spawn({
