@@ -273,7 +273,7 @@ fn follow(runtime: &Runtime, kept: usize) {
     };
     let _listener = subscribe(TOPICS / 100);
     drop(subscribe(kept));
-    let publisher = Publisher::new(log);
+    let publisher = Publisher::new(log).unwrap();
     let mut round = || {
         for some in topics.chunks(100) {
             let events = some.iter().map(|topic| (publisher.topic(topic.as_str()), event()));

@@ -17,6 +17,7 @@ mod apart;
 mod bare;
 mod contract;
 mod control;
+mod dormant;
 mod faulty;
 mod holes;
 mod instances;
