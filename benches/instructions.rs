@@ -280,7 +280,7 @@ fn follow(runtime: &Runtime, kept: usize) {
             let appended = publisher.publish_many(events).now_or_never().unwrap();
             assert!(appended.iter().all(Result::is_ok));
         }
-        let last = publisher.topic("end").publish(event()).now_or_never().unwrap().unwrap();
+        let last = publisher.topic("end").publish(event()).now_or_never().unwrap().unwrap().position;
         async move || {
             while hub.position() != last {
                 tokio::task::yield_now().await;

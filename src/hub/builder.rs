@@ -94,8 +94,10 @@ impl HubBuilder {
         /// least [`max_payload`](Self::max_payload). Defaults to 64 MiB.
         ///
         /// The hub counts an event as its bytes on the wire plus 200, for each topic and user that
-        /// it is sent to. A topic or user counts as its name plus 440 while the hub retains events
-        /// for it. A topic or user without events and without connections may still count for forty
+        /// it is sent to. With a [`backplane`](Self::backplane), an event of a topic or user that
+        /// has had no listener on this instance for a minute or more counts 32 bytes. A topic or
+        /// user counts as its name plus 440 while the hub retains events for it. A topic or user
+        /// without events and without connections may still count for forty
         /// [heartbeats](Self::heartbeat), 10 minutes by default.
         ///
         /// Over the budget, the hub first forgets topics and users without retained events and

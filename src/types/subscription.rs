@@ -201,8 +201,9 @@ impl Expiry {
 /// [`Retention::replay`](crate::Retention::replay) have a history. The hub reports no gap for an
 /// event that has left the window of a `live` topic, or that a newer value has replaced.
 ///
-/// `Last` and `Oldest` read the memory of this instance, within its retention. With a shared log
-/// they do not read older events from the broker. An instance that started after the broker had
+/// `Last` and `Oldest` read the events within the retention of this instance. With a shared log, the
+/// instance reads those from the broker that were published without a listener on this instance,
+/// but no events from before its retention. An instance that started after the broker had
 /// dropped events cannot know the topics of these events. So it reports the gap for every topic
 /// with `Retention::replay`.
 ///

@@ -108,7 +108,7 @@ async fn streams_of_distinct_users_that_reconnect_at_once_share_the_reads_of_the
     for _ in 0..20 {
         let events = (0..USERS).map(|n| (publisher.user(n.to_string()), Event::unnamed("x")));
         let appended = publisher.publish_many(events).await;
-        cursors.push(*appended[USERS - 1].as_ref().unwrap());
+        cursors.push(appended[USERS - 1].as_ref().unwrap().position);
     }
     until(|| hub.position() == cursors[19]).await;
     let reads = || reached.way.reads.load(Ordering::SeqCst) as usize;

@@ -50,15 +50,38 @@ fn log(dormant_after: Option<Millis>) -> Log {
 
 #[derive(Clone, Debug)]
 enum Step {
-    Publish { to: BTreeSet<usize>, key: Option<u8>, removes: bool, except: Option<usize>, times: usize },
+    Publish {
+        to: BTreeSet<usize>,
+        key: Option<u8>,
+        removes: bool,
+        except: Option<usize>,
+        times: usize,
+    },
     /// Closes the connection and opens it again.
-    Reopen { reader: usize, on: BTreeSet<usize>, begin: Beginning },
-    Close { reader: usize },
+    Reopen {
+        reader: usize,
+        on: BTreeSet<usize>,
+        begin: Beginning,
+    },
+    Close {
+        reader: usize,
+    },
     /// Joins from now on, or from `back` records ago on.
-    Join { reader: usize, to: usize, back: Option<u64> },
-    Leave { reader: usize, from: usize },
-    Read { reader: usize },
-    Wait { millis: u64 },
+    Join {
+        reader: usize,
+        to: usize,
+        back: Option<u64>,
+    },
+    Leave {
+        reader: usize,
+        from: usize,
+    },
+    Read {
+        reader: usize,
+    },
+    Wait {
+        millis: u64,
+    },
 }
 
 #[derive(Clone, Copy, Debug)]
