@@ -32,7 +32,7 @@ use bytes::Bytes;
 use futures::FutureExt;
 use tokio::runtime::Runtime;
 use tower_sse::backplane::Memory;
-use tower_sse::{Event, Hub, Publisher, Retention, Subscription};
+use tower_sse::{Event, Hub, Position, Publisher, Retention, Subscription};
 
 /// The name of the function within which instructions are counted.
 const COUNTED: &str = "counted_from_here";
@@ -274,22 +274,24 @@ fn follow(runtime: &Runtime, kept: usize) {
     let _listener = subscribe(TOPICS / 100);
     drop(subscribe(kept));
     let publisher = Publisher::new(log).unwrap();
-    let mut round = || {
+    let publish = || {
         for some in topics.chunks(100) {
             let events = some.iter().map(|topic| (publisher.topic(topic.as_str()), event()));
             let appended = publisher.publish_many(events).now_or_never().unwrap();
             assert!(appended.iter().all(Result::is_ok));
         }
-        let last = publisher.topic("end").publish(event()).now_or_never().unwrap().unwrap().position;
-        async move || {
+        publisher.topic("end").publish(event()).now_or_never().unwrap().unwrap().position
+    };
+    let follow = |last: Position| {
+        runtime.block_on(async {
             while hub.position() != last {
                 tokio::task::yield_now().await;
             }
-        }
+        });
     };
-    runtime.block_on(round()());
-    let following = round();
-    counted_from_here(|| runtime.block_on(following()));
+    follow(publish());
+    let last = publish();
+    counted_from_here(|| follow(last));
 }
 
 fn main() {

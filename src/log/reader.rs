@@ -66,8 +66,8 @@ pub(super) struct Reader {
     stage: Stage,
     /// The cursor with which the client reconnected. Unset for a new stream.
     resumed_at: Number,
-    /// Whether the client has reconnected with a cursor and has not caught up with the log since
-    /// then.
+    /// Whether the client has reconnected with a cursor or has asked for a history, and has not
+    /// caught up with the log since then.
     is_returning: bool,
     /// Whether channels may have outlines after the cursor: the reader has entered a channel, and
     /// has not caught up with the log since then. A channel with a listener gets no outlines, so a
@@ -335,6 +335,8 @@ impl Reader {
             Start::Oldest => (base, true),
         };
         self.cursor = cursor;
+        // While the stream waits for a block, a channel may drop records that it has not read yet.
+        self.is_returning = cursor < visible_through;
         for membership in &mut self.memberships {
             let store = membership.channel.store.lock();
             // Records after `visible_through` that are dropped unread are always a gap. Records

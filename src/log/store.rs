@@ -348,6 +348,10 @@ impl Store {
 impl Outlines {
     fn push(&mut self, outline: Outline) {
         self.cost += outline.cost as usize;
+        if self.entries.len() == self.entries.capacity() {
+            // Most topics have few outlines, and spare capacity of thousands of topics adds up.
+            self.entries.reserve_exact(self.entries.len() / 4 + 2);
+        }
         self.entries.push_back(outline);
     }
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use tower_sse::backplane::{Backplane, Memory};
 use tower_sse::{
-    Cursor, Event, Hub, Publisher, Retention, Start, Subscriber, SubscriberItem, Subscription, TopicFilter,
+    Cursor, Event, Hub, Publisher, Retention, Start, Subscriber, SubscriberItem, Subscription, Target, TopicFilter,
 };
 
 use crate::kit::broker::for_each_broker;
@@ -40,11 +40,15 @@ async fn a_stream_reads_what_was_published_without_a_listener_on_its_instance(lo
     let reached = Reached::new(&log);
     let (one, two) = (start(log).await, start(reached.clone()).await);
     let begin = one.position();
-    let to = || one.topic("a").and(one.topic("live/b")).and(one.user("ada"));
+    // Publishes an event, and waits until the other instance has applied it.
+    let publish = async |target: Target<'_>, data: &str| {
+        let position = target.publish(Event::unnamed(data.to_owned())).await.unwrap().position;
+        until(|| two.position() == position).await;
+        position
+    };
     for n in 0..4 {
-        to().publish(Event::unnamed(n.to_string())).await.unwrap();
+        publish(one.topic("a").and(one.topic("live/b")).and(one.user("ada")), &n.to_string()).await;
     }
-    until(|| two.position() == one.position()).await;
     let reads = || reached.way.reads.load(Ordering::SeqCst);
     let reads_before = reads();
     let data = |from: usize| (from..4).map(|n| n.to_string()).collect::<Vec<_>>();
@@ -66,10 +70,9 @@ async fn a_stream_reads_what_was_published_without_a_listener_on_its_instance(lo
     // A topic that an open stream joins.
     let mut page = open(topic("other"), Cursor::Absent);
     read(&mut page).await;
-    one.topic("joined").publish(Event::unnamed("before")).await.unwrap();
-    until(|| two.position() == one.position()).await;
+    publish(one.topic("joined"), "before").await;
     two.connection(page.connection()).join("joined").since(begin).await.unwrap();
-    one.topic("joined").publish(Event::unnamed("after")).await.unwrap();
+    let cursor = publish(one.topic("joined"), "after").await;
     for expected in ["before", "after"] {
         let event = soon(async {
             loop {
@@ -84,9 +87,7 @@ async fn a_stream_reads_what_was_published_without_a_listener_on_its_instance(lo
     // A page that is reloaded needs no broker.
     drop(page);
     until(|| two.stats().connections == 0).await;
-    let cursor = one.position();
-    one.topic("other").publish(Event::unnamed("meanwhile")).await.unwrap();
-    until(|| two.position() == one.position()).await;
+    publish(one.topic("other"), "meanwhile").await;
     let reads_before = reads();
     let mut page = open(topic("other"), cursor.into());
     let (events, gaps) = read(&mut page).await;
