@@ -78,6 +78,7 @@ use waking::Deferred;
 pub(crate) use backfill::Block;
 pub(crate) use batch::Batch;
 pub(crate) use cursor_handle::CursorHandle;
+pub(crate) use dormancy::Single;
 pub(crate) use entry::{Appended, Effect, Entry, Unread};
 pub(crate) use listener::Listener;
 pub(crate) use policies::Policies;
@@ -222,10 +223,19 @@ impl Log {
     /// calls [`apply`](Self::apply). Returns true, and changes nothing, if the number is not above
     /// the newest number of the log.
     pub(crate) fn skip(&self, sequence: u64, audience: &Audience, unread: Unread, now: Millis) -> bool {
+        self.skip_with(sequence, now, |sequencer, number| sequencer.append_outline(number, audience, unread, now))
+    }
+
+    /// As [`skip`](Self::skip), for a record whose audience is one topic or user without excluded
+    /// connections. Returns false also if the address has no channel yet.
+    pub(crate) fn skip_single(&self, sequence: u64, to: Single<'_>, unread: Unread, now: Millis) -> bool {
+        self.skip_with(sequence, now, |sequencer, number| sequencer.append_outline_of(number, to, unread, now))
+    }
+
+    fn skip_with(&self, sequence: u64, now: Millis, append: impl FnOnce(&mut Sequencer, u64) -> bool) -> bool {
         self.locked(|sequencer| {
-            let epoch = self.readable.epochs.current();
-            let is_new = epoch.number(sequence) > sequencer.last();
-            if is_new && !sequencer.append_outline(&epoch, sequence, audience, unread, now) {
+            let number = self.readable.base().saturating_add(sequence);
+            if number > sequencer.last() && !append(sequencer, number) {
                 return false;
             }
             sequencer.sweep_a_little(now);

@@ -15,7 +15,7 @@ use std::sync::Arc;
 use smallvec::SmallVec;
 
 use super::channel::Channel;
-use super::dormancy::Dormancy;
+use super::dormancy::{Dormancy, Single};
 use super::entry::{Entry, Unread};
 use super::epochs::{Break, LogEpoch};
 use super::listener::Listener;
@@ -277,14 +277,7 @@ impl Sequencer {
     /// Stores the outline of a record in its channels, and raises `visible_through` to its number,
     /// which is above all earlier numbers. Returns false, and changes nothing, if one of the
     /// channels needs the record itself.
-    pub(super) fn append_outline(
-        &mut self,
-        epoch: &LogEpoch,
-        sequence: u64,
-        audience: &Audience,
-        unread: Unread,
-        now: Millis,
-    ) -> bool {
+    pub(super) fn append_outline(&mut self, number: u64, audience: &Audience, unread: Unread, now: Millis) -> bool {
         let mut channels: SmallVec<[Arc<Channel>; 1]> = SmallVec::new();
         for address in audience.addresses() {
             match self.channels.get(address) {
@@ -301,16 +294,30 @@ impl Sequencer {
             let stored = addresses.filter(|address| !matches!(address, Address::Connection(_)));
             channels = stored.map(|address| self.channel_of_record(address)).collect();
         }
-        self.last = epoch.number(sequence);
+        self.outline_in(&channels, number, unread, now);
+        true
+    }
+
+    /// As [`append_outline`](Self::append_outline), for a record with one address. Returns false,
+    /// and changes nothing, if its channel is not dormant.
+    pub(super) fn append_outline_of(&mut self, number: u64, to: Single<'_>, unread: Unread, now: Millis) -> bool {
+        let Some(channel) = self.dormancy.as_ref().and_then(|dormancy| dormancy.find(to)).cloned() else {
+            return false;
+        };
+        self.outline_in(&[channel], number, unread, now);
+        true
+    }
+
+    fn outline_in(&mut self, channels: &[Arc<Channel>], number: u64, unread: Unread, now: Millis) {
+        self.last = number;
         let at = unread.published.map_or(now, |at| at.min(now));
         let cost = unread.bytes.saturating_add(RECORD_OVERHEAD as u32);
         for channel in channels {
-            self.outline(&channel, Outline { sequence: self.last, at, cost }, now);
-            channel.raise_latest(&self.readable.latest, self.last);
+            self.outline(channel, Outline { sequence: number, at, cost }, now);
+            channel.raise_latest(&self.readable.latest, number);
         }
         self.fit_budgets(now);
-        self.readable.raise_visible_through(self.last);
-        true
+        self.readable.raise_visible_through(number);
     }
 
     /// Returns whether the channel of an address may be dormant.
@@ -329,13 +336,19 @@ impl Sequencer {
             return Arc::clone(channel);
         }
         let channel = self.channel(address);
-        channel.set_dormant(self.may_be_dormant(address));
+        if self.may_be_dormant(address)
+            && let Some(dormancy) = &mut self.dormancy
+        {
+            dormancy.add(&channel);
+        }
         channel
     }
 
     /// Makes a channel dormant that has had no listener for the grace period.
     fn make_dormant(&mut self, channel: &Arc<Channel>, now: Millis) {
-        channel.set_dormant(true);
+        if let Some(dormancy) = &mut self.dormancy {
+            dormancy.add(channel);
+        }
         self.retained.change(&channel.store, |store| store.outline_all(&mut self.dropped));
         self.note_if_idle(channel, now);
     }
@@ -495,8 +508,7 @@ impl Sequencer {
     pub(super) fn enter(&mut self, address: &Address, listener: Arc<dyn Listener>) -> (Arc<Channel>, u32) {
         let channel = self.channel(address);
         if let Some(dormancy) = &mut self.dormancy {
-            channel.set_dormant(false);
-            dormancy.forget(&channel);
+            dormancy.remove(&channel);
         }
         let slot = channel.add_listener(listener);
         (channel, slot)
@@ -719,7 +731,7 @@ impl Sequencer {
 
     fn remove(&mut self, channel: &Channel) {
         if let Some(dormancy) = &mut self.dormancy {
-            dormancy.forget(channel);
+            dormancy.remove(channel);
         }
         let bytes = channel.store.lock().bytes();
         self.retained.ring -= bytes.ring;

@@ -18,7 +18,7 @@
 use std::time::Duration;
 
 use super::presence_records;
-use super::record::{self, Decoded, Parsed};
+use super::record::{self, Decoded, Parsed, Peeked};
 use super::shared_log::{SharedLog, check_sequence};
 use crate::backplane::{Answer, BackplaneError, CurrentValue, LogState, Stored, in_time};
 use crate::hub::Hub;
@@ -169,6 +169,7 @@ impl Hub {
     /// Applies a batch of records. Before a record, applies the records that are missing before it.
     /// Ignores records that were already applied or marked as lost.
     pub(super) async fn apply(&self, shared: &SharedLog, batch: Vec<Stored>, age: Age) -> Answer<()> {
+        let now = self.now();
         for stored in batch {
             let last = shared.last();
             if stored.sequence <= last {
@@ -178,7 +179,7 @@ impl Hub {
             if stored.sequence > last + 1 {
                 self.apply_missing(shared, stored.sequence, age).await?;
             }
-            self.apply_one(shared, &stored, age);
+            self.apply_one(shared, &stored, age, now);
         }
         wake_rest(&*self.inner);
         self.inner.tasks.sweep.ensure(&self.inner);
@@ -197,7 +198,8 @@ impl Hub {
             match self.read_after(shared, last).await? {
                 Next::Records(batch) => {
                     let missing = batch.iter().zip(last + 1..before).take_while(|(stored, n)| stored.sequence == *n);
-                    missing.for_each(|(stored, _)| self.apply_one(shared, stored, age));
+                    let now = self.now();
+                    missing.for_each(|(stored, _)| self.apply_one(shared, stored, age, now));
                 }
                 Next::Lost(upto) => self.lose_through(shared, upto.min(before - 1)).await?,
             }
@@ -205,8 +207,11 @@ impl Hub {
     }
 
     /// Applies the next record, or marks it as lost if it is invalid.
-    fn apply_one(&self, shared: &SharedLog, stored: &Stored, age: Age) {
-        let now = self.now();
+    fn apply_one(&self, shared: &SharedLog, stored: &Stored, age: Age, now: Millis) {
+        if self.skip_unparsed(stored, age, now) {
+            shared.applied(stored);
+            return;
+        }
         let read = match record::parse(&stored.payload) {
             Ok(parsed) if self.skip(&parsed, stored.sequence, age, now) => Ok(None),
             Ok(parsed) => self.decode(parsed, age, now).map(Some),
@@ -224,8 +229,31 @@ impl Hub {
                 self.log().mark_lost(stored.sequence, audience.as_deref(), now);
             }
         }
-        shared.history.add(stored);
-        shared.last.store(stored.sequence, Ordering::Release);
+        shared.applied(stored);
+    }
+
+    /// As [`skip`](Self::skip), for a record whose audience can be read without parsing its JSON.
+    fn skip_unparsed(&self, stored: &Stored, age: Age, now: Millis) -> bool {
+        let Some(Peeked { to, published_at, size }) = record::peek(&stored.payload) else { return false };
+        let unread = unread(Some(published_at), size, age, now);
+        let is_skipped = self.log().skip_single(stored.sequence, to, unread, now);
+        if is_skipped {
+            self.note_delay(Some(published_at), age);
+        }
+        is_skipped
+    }
+
+    /// Records the time that a new record took through the shared log.
+    fn note_delay(&self, published_at: Option<u64>, age: Age) {
+        #[cfg(feature = "metrics")]
+        if age == Age::New
+            && let Some(at) = published_at
+        {
+            let delay = record::unix_millis().saturating_sub(at);
+            self.metrics().read_from_log(Duration::from_millis(delay));
+        }
+        #[cfg(not(feature = "metrics"))]
+        let _ = (self, published_at, age);
     }
 
     /// Applies a record without its event, if this instance has no listeners for the record. Returns
@@ -235,21 +263,14 @@ impl Hub {
             Address::Connection(id) => self.registry().find(*id).is_some(),
             Address::Topic(_) | Address::User(_) | Address::Everyone => false,
         };
-        #[cfg(feature = "metrics")]
-        if age == Age::New
-            && let Some(at) = parsed.published_at
-        {
-            let delay = record::unix_millis().saturating_sub(at);
-            self.metrics().read_from_log(Duration::from_millis(delay));
-        }
+        self.note_delay(parsed.published_at, age);
         // A connection on this instance is added to the channel of its id before the record is
         // applied.
         if parsed.audience.addresses().iter().any(is_here) {
             return false;
         }
-        let published = published(parsed.published_at, age, now);
-        let bytes = u32::try_from(parsed.size()).unwrap_or(u32::MAX);
-        self.log().skip(sequence, &parsed.audience, Unread { published, bytes }, now)
+        let unread = unread(parsed.published_at, parsed.size(), age, now);
+        self.log().skip(sequence, &parsed.audience, unread, now)
     }
 
     /// Decodes a record, and validates it by the rules of the publish API. The error is the
@@ -268,6 +289,11 @@ impl Hub {
         };
         Ok(Entry { published: published(published_at, age, now), ..entry })
     }
+}
+
+/// Returns the properties of a record that is not decoded.
+fn unread(published_at: Option<u64>, size: usize, age: Age, now: Millis) -> Unread {
+    Unread { published: published(published_at, age, now), bytes: u32::try_from(size).unwrap_or(u32::MAX) }
 }
 
 /// Returns the time on this hub's clock from which the age of a record counts, or `None` for now.

@@ -15,7 +15,7 @@ use std::time::Duration;
 use super::blocks::Blocks;
 use super::history::History;
 use super::settings_digest::SettingsDigest;
-use crate::backplane::{Answer, Backplane, BackplaneError, LogPosition, LogState, Seen, in_time};
+use crate::backplane::{Answer, Backplane, BackplaneError, LogPosition, LogState, Seen, Stored, in_time};
 use crate::hub::Settings;
 use crate::hub::connection::handle::ConnectionHandle;
 use crate::hub::peers::message::{Body, InstanceId};
@@ -112,6 +112,12 @@ impl SharedLog {
     /// Returns the number of the newest record that was applied or marked as lost.
     pub(super) fn last(&self) -> u64 {
         self.last.load(Ordering::Acquire)
+    }
+
+    /// Notes that the next record was applied, skipped or marked as lost.
+    pub(super) fn applied(&self, stored: &Stored) {
+        self.history.add(stored);
+        self.last.store(stored.sequence, Ordering::Release);
     }
 
     /// Returns the highest position that this instance has seen, or `None` if the instance has not

@@ -228,7 +228,17 @@ impl World {
         self.shared.push(stored);
         let (sequence, stored) = (self.last(), &self.shared[self.shared.len() - 1]);
         assert!(self.logs[0].apply(sequence, stored.entry(), self.now));
-        if self.logs[1].skip(sequence, &stored.audience, Unread { published: None, bytes: 40 }, self.now) {
+        let unread = Unread { published: None, bytes: 40 };
+        let single = match stored.audience.addresses() {
+            [Address::Topic(topic)] => Some(Single::Topic(topic.as_str())),
+            [Address::User(user)] => Some(Single::User(user.as_str())),
+            _ => None,
+        };
+        // A hub reads no excluded connections without parsing the record.
+        let single = single.filter(|_| stored.audience.excluded().is_empty());
+        if single.is_some_and(|to| self.logs[1].skip_single(sequence, to, unread, self.now))
+            || self.logs[1].skip(sequence, &stored.audience, unread, self.now)
+        {
             self.skipped += 1;
         } else {
             assert!(self.logs[1].apply(sequence, stored.entry(), self.now));
@@ -282,6 +292,14 @@ impl World {
             assert!(!channel.is_dormant() || first_record == u64::MAX, "a dormant channel with a record");
             assert!(!channel.is_dormant() || channel.listening() == 0, "a dormant channel with a listener");
             assert!(!channel.is_dormant() || !store.has_values(), "a dormant channel with current values");
+            let single = match &channel.address {
+                Address::Topic(topic) => Some(Single::Topic(topic.as_str())),
+                Address::User(user) => Some(Single::User(user.as_str())),
+                Address::Everyone | Address::Connection(_) => None,
+            };
+            let found = single.and_then(|single| sequencer.dormancy.as_ref().unwrap().find(single));
+            let is_found = found.is_some_and(|found| found.unique == channel.unique);
+            assert_eq!(is_found, channel.is_dormant(), "the table of dormant channels");
         }
     }
 }
