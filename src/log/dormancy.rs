@@ -78,7 +78,7 @@ impl PartialEq for Named {
 
 impl Eq for Named {}
 
-/// The channels that have no listeners and are not dormant yet.
+/// The dormant channels, and the channels that have no listeners and are not dormant yet.
 #[derive(Debug)]
 pub(super) struct Dormancy {
     grace: Millis,
@@ -88,7 +88,9 @@ pub(super) struct Dormancy {
     /// The same channels in the order of these times, each with its number and its unique number.
     /// An entry whose time differs from that in `left` is outdated.
     queue: VecDeque<(Millis, u32, u64)>,
+    /// The dormant channels of topics.
     topics: HashSet<Named>,
+    /// The dormant channels of users.
     users: HashSet<Named>,
 }
 

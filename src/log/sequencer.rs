@@ -83,7 +83,7 @@ pub(super) struct Sequencer {
     /// Each has the time since which it was idle, its number and its unique number.
     idle: VecDeque<(Millis, u32, u64)>,
     /// `None` if this is no shared log. Then no channel is ever dormant.
-    dormancy: Option<Dormancy>,
+    pub(super) dormancy: Option<Dormancy>,
     next_sweep: Millis,
     /// Records to be freed after the lock is released.
     dropped: Dropped,

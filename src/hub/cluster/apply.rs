@@ -169,7 +169,7 @@ impl Hub {
     /// Applies a batch of records. Before a record, applies the records that are missing before it.
     /// Ignores records that were already applied or marked as lost.
     pub(super) async fn apply(&self, shared: &SharedLog, batch: Vec<Stored>, age: Age) -> Answer<()> {
-        let now = self.now();
+        let mut now = self.now();
         for stored in batch {
             let last = shared.last();
             if stored.sequence <= last {
@@ -178,6 +178,7 @@ impl Hub {
             check_sequence(stored.sequence)?;
             if stored.sequence > last + 1 {
                 self.apply_missing(shared, stored.sequence, age).await?;
+                now = self.now();
             }
             self.apply_one(shared, &stored, age, now);
         }
