@@ -257,8 +257,8 @@ impl Hub {
         let _ = (self, published_at, age);
     }
 
-    /// Applies a record without its event, if this instance has no listeners for the record. Returns
-    /// whether it has been applied.
+    /// Applies a record without its event, if this instance has no listeners for the record.
+    /// Returns whether the record was applied.
     fn skip(&self, parsed: &Parsed<'_>, sequence: u64, age: Age, now: Millis) -> bool {
         let is_here = |address: &Address| match address {
             Address::Connection(id) => self.registry().find(*id).is_some(),
