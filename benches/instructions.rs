@@ -25,17 +25,22 @@ use std::hint::black_box;
 use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bodies::{Floor, Woken, drain, endpoint, open, reader, request, sleepers, take};
 use bytes::Bytes;
 use futures::FutureExt;
 use tokio::runtime::Runtime;
-use tower_sse::{Event, Hub, Retention};
+use tower_sse::backplane::Memory;
+use tower_sse::{Event, Hub, Position, Publisher, Retention, Subscription};
 
 /// The name of the function within which instructions are counted.
 const COUNTED: &str = "counted_from_here";
 /// The number of operations in cases that count single operations.
 const TIMES: usize = 1_000;
+
+/// The number of topics of a busy shared log.
+const TOPICS: usize = 10_000;
 
 /// A benchmark case.
 struct Case {
@@ -78,6 +83,8 @@ const CASES: &[Case] = &[
     Case { name: "connect", unit: "connect", times: TIMES, run: connect },
     Case { name: "disconnect", unit: "disconnect", times: TIMES, run: disconnect },
     Case { name: "resume 100 records", unit: "resume", times: 100, run: resume },
+    Case { name: "follow, all topics kept", unit: "record", times: TOPICS, run: |runtime| follow(runtime, TOPICS) },
+    Case { name: "follow, 1 % of topics", unit: "record", times: TOPICS, run: |runtime| follow(runtime, TOPICS / 100) },
 ];
 
 /// Runs the work with counting on. Callgrind toggles counting at the entry and the exit of this
@@ -245,6 +252,46 @@ fn resume(_: &Runtime) {
         });
         drop(body);
     }
+}
+
+/// Counts an instance that applies the records of a shared log, one for each topic, while one topic
+/// of a hundred has a listener. The instance keeps the records of the first `kept` topics, because
+/// they had a listener within the grace period.
+fn follow(runtime: &Runtime, kept: usize) {
+    let (log, hour) = (Memory::new(), Duration::from_secs(3_600));
+    let builder = Hub::builder().max_topics(TOPICS).presence_grace(hour).probe_interval(hour);
+    let hub = builder.backplane(log.clone()).build().unwrap();
+    runtime.block_on(async {
+        while !hub.is_ready() {
+            tokio::task::yield_now().await;
+        }
+    });
+    let topics: Vec<_> = (0..TOPICS).map(|n| format!("orders/{n}")).collect();
+    let subscribe = |count: usize| {
+        let topics = topics[..count].iter().map(String::as_str);
+        hub.subscribe(Subscription::anonymous().with_topics(topics), None).unwrap()
+    };
+    let _listener = subscribe(TOPICS / 100);
+    drop(subscribe(kept));
+    let publisher = Publisher::new(log).unwrap();
+    let publish = || {
+        for some in topics.chunks(100) {
+            let events = some.iter().map(|topic| (publisher.topic(topic.as_str()), event()));
+            let appended = publisher.publish_many(events).now_or_never().unwrap();
+            assert!(appended.iter().all(Result::is_ok));
+        }
+        publisher.topic("end").publish(event()).now_or_never().unwrap().unwrap().position
+    };
+    let follow = |last: Position| {
+        runtime.block_on(async {
+            while hub.position() != last {
+                tokio::task::yield_now().await;
+            }
+        });
+    };
+    follow(publish());
+    let last = publish();
+    counted_from_here(|| follow(last));
 }
 
 fn main() {

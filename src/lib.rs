@@ -304,6 +304,8 @@ mod documents {
     struct Mounting;
     #[doc = include_str!("../docs/recipes.md")]
     struct Recipes;
+    #[doc = include_str!("../docs/scaling.md")]
+    struct Brokers;
 
     #[doc = include_str!("../docs/guide/authorization.md")]
     struct Authorization;
@@ -311,6 +313,8 @@ mod documents {
     struct Identity;
     #[doc = include_str!("../docs/guide/presence.md")]
     struct Presence;
+    #[doc = include_str!("../docs/guide/tenants.md")]
+    struct Tenants;
     #[doc = include_str!("../docs/guide/retention.md")]
     struct Retention;
     #[doc = include_str!("../docs/guide/runs.md")]
@@ -358,9 +362,9 @@ pub use crate::describe::TypeScript;
 #[cfg(feature = "axum")]
 pub use crate::extract::MissingHub;
 pub use crate::hub::{
-    BeginRun, ConnectionInfo, Drained, Hub, HubBuilder, Join, Lifecycle, LifecycleEvent, Member, NextEventError,
-    OverLimit, Presence, Publisher, Receipt, ReceivedEvent, Run, RunReader, RunWriter, Stats, Subscriber,
-    SubscriberItem, Target, Ticket, TypedTarget,
+    AllScopes, BeginRun, ConnectionInfo, Drained, Hub, HubBuilder, Join, Lifecycle, LifecycleEvent, Member,
+    NextEventError, OverLimit, Presence, Publisher, Receipt, ReceivedEvent, Run, RunReader, RunWriter, Scope,
+    ScopeStats, Stats, Subscriber, SubscriberItem, Target, Ticket, TypedTarget,
 };
 pub use crate::mount::{
     Access, AccessFn, BeginRunFor, EndpointFuture, EventBody, EventStream, IntoAccess, Public, ResponseBody,

@@ -16,7 +16,8 @@ use allocation_counter::measure;
 use bodies::{Floor, Sleeper, drain, endpoint, open, reader, request, sleeper, sleepers, take};
 use bytes::Bytes;
 use futures::FutureExt;
-use tower_sse::{Event, Hub, Retention, Topic};
+use tower_sse::backplane::Memory;
+use tower_sse::{Event, Hub, Publisher, Retention, Subscription, Topic};
 
 fn runtime() -> tokio::runtime::Runtime {
     tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build().unwrap()
@@ -319,4 +320,39 @@ fn topics_without_listeners_hold_no_more_memory_than_the_budget() {
     // A forgotten topic leaves a mark of some bytes, and the number of marks is bounded.
     let most = (BUDGET as f64) * 1.2 + f64::from(7 << 20);
     assert!(held <= most, "{held} bytes are allocated");
+}
+
+/// Returns the bytes that an instance takes for the events of a busy shared log, 20 for each of
+/// 1,000 topics, after its only streams had `listened` of these topics.
+fn followed(listened: usize) -> i64 {
+    let runtime = runtime();
+    let _entered = runtime.enter();
+    let log = Memory::new();
+    let hub = Hub::builder().max_topics(1_000).backplane(log.clone()).build().unwrap();
+    let until = |holds: &dyn Fn() -> bool| {
+        runtime.block_on(async {
+            while !holds() {
+                tokio::task::yield_now().await;
+            }
+        });
+    };
+    until(&|| hub.is_ready());
+    let topics: Vec<_> = (0..1_000).map(|n| format!("orders/{n}")).collect();
+    let topics_of_page = topics[..listened].iter().map(String::as_str);
+    drop(hub.subscribe(Subscription::anonymous().with_topics(topics_of_page), None).unwrap());
+    let publisher = Publisher::new(log).unwrap();
+    let mut last = hub.position();
+    for _ in 0..20 {
+        let events = topics.iter().map(|topic| (publisher.topic(topic.as_str()), Event::new("tick", "x".repeat(100))));
+        let appended = publisher.publish_many(events.collect::<Vec<_>>()).now_or_never().unwrap();
+        last = appended.last().unwrap().as_ref().unwrap().position;
+    }
+    left(|| until(&|| hub.position() == last))
+}
+
+#[test]
+fn an_instance_with_listeners_for_one_of_a_hundred_topics_takes_a_fifth_of_the_memory() {
+    let (all, some) = (followed(1_000), followed(10));
+    println!("{all} bytes with listeners for all topics, {some} bytes with listeners for 1 % of them");
+    assert!(some * 5 < all, "{some} bytes of {all}");
 }

@@ -25,7 +25,7 @@ pub(crate) const MAX_KEEP: Duration = Duration::from_secs(24 * 3600);
 /// Journals at a broker: the storage of runs. This trait is a part of
 /// [`Backplane`](super::Backplane).
 ///
-/// A journal has a key, which is a text of at most 255 bytes, and an id, which the adapter chooses.
+/// A journal has a key, which is a text of at most 512 bytes, and an id, which the adapter chooses.
 /// A key has at most one current journal. The entries of a journal are numbered 1, 2, 3 and so on,
 /// without holes. Entry 1 is `first` of [`begin_journal`](Self::begin_journal).
 ///

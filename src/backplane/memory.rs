@@ -11,10 +11,12 @@ use tokio::sync::watch;
 use tokio::time::{Duration, Instant};
 
 use super::journal::{Begun, JournalAppend, JournalId, JournalPage, Journals};
+use super::memory_control::{Control, Mark};
 use super::memory_journals::MemoryJournals;
 use super::sealed::Sealed;
 use super::{
-    Answer, Backplane, BackplaneError, ControlMessage, CurrentValue, LogPosition, LogState, NewRecord, Seen, Stored,
+    Answer, Backplane, BackplaneError, ControlMessage, ControlStream, CurrentValue, LogPosition, LogState, NewRecord,
+    Seen, Stored,
 };
 use crate::macros::opaque_debug;
 use crate::sync::Mutex;
@@ -66,20 +68,17 @@ pub(super) struct Log {
     pub(super) by_key: HashMap<Box<str>, LogPosition>,
     /// The values of [`Backplane::put_once`] by key, each with the time at which it expires.
     deposits: HashMap<Box<str>, (Instant, Bytes)>,
+    /// The values of [`Backplane::put_shared`] by key, each with the time at which it expires.
+    shared: HashMap<Box<str>, (Instant, Bytes)>,
     /// The idempotency keys in `by_key` with the time of their append, oldest first.
     keys: VecDeque<(Instant, Box<str>)>,
-    /// The retained control messages, oldest first.
-    control: VecDeque<Bytes>,
-    /// The number of control messages that were ever sent.
-    count: usize,
+    control: Control,
 }
 
 /// The maximum number of retained records.
 const MAX_RECORDS: usize = 65_536;
 /// The maximum number of records in one batch of a tail.
 const BATCH: usize = 512;
-/// The maximum number of retained control messages.
-const CONTROL_MESSAGES: usize = 10_000;
 /// The maximum time for which a value is stored. It keeps the end of the time representable.
 const LONGEST_DEPOSIT: Duration = Duration::from_secs(366 * 24 * 3600);
 /// The time for which an idempotency key is remembered.
@@ -172,15 +171,6 @@ impl Log {
         let start = self.records.partition_point(|record| record.sequence <= after);
         self.records.range(start..).take(limit).cloned().collect()
     }
-
-    /// Returns the oldest retained message after the first `count` messages, with the number of
-    /// messages up to and including this message. Returns `None` if there is no later message.
-    fn control_after(&self, count: usize) -> Option<(usize, Bytes)> {
-        // A count above the number of all messages is of another log.
-        let known = if count > self.count { 0 } else { count };
-        let at = known.max(self.count - self.control.len());
-        Some((at + 1, self.control.get(at + self.control.len() - self.count)?.clone()))
-    }
 }
 
 impl Sealed for Memory {}
@@ -219,26 +209,15 @@ impl Backplane for Memory {
         ready(Ok(values)).boxed()
     }
 
-    fn broadcast(&self, message: Bytes) -> BoxFuture<'_, Answer<()>> {
-        let mut log = self.shared.log.lock();
-        if log.control.len() == CONTROL_MESSAGES {
-            log.control.pop_front();
-        }
-        log.control.push_back(message);
-        log.count += 1;
-        drop(log);
+    fn broadcast(&self, stream: ControlStream, message: Bytes) -> BoxFuture<'_, Answer<()>> {
+        self.shared.log.lock().control.push(stream, message);
         self.shared.control.send_replace(());
         ready(Ok(())).boxed()
     }
 
     fn listen(&self, after: Option<Box<str>>) -> BoxStream<'static, Answer<ControlMessage>> {
-        let mark = after.and_then(|mark| mark.parse().ok());
-        let mut after = mark.unwrap_or_else(|| self.shared.log.lock().count);
-        self.stream(self.shared.control.subscribe(), move |log| {
-            let (at, message) = log.control_after(after)?;
-            after = at;
-            Some(ControlMessage { mark: at.to_string().into(), message })
-        })
+        let mut after = after.map_or_else(|| self.shared.log.lock().control.end(), |mark| Mark::parse(&mark));
+        self.stream(self.shared.control.subscribe(), move |log| log.control.next(&mut after))
     }
 
     fn put_once(&self, key: &str, payload: Bytes, time: Duration) -> BoxFuture<'_, Answer<()>> {
@@ -252,6 +231,20 @@ impl Backplane for Memory {
     fn take(&self, key: &str) -> BoxFuture<'_, Answer<Option<Bytes>>> {
         let found = self.shared.log.lock().deposits.remove(key);
         ready(Ok(found.filter(|(until, _)| *until > Instant::now()).map(|(_, payload)| payload))).boxed()
+    }
+
+    fn put_shared(&self, key: &str, payload: Bytes, time: Duration) -> BoxFuture<'_, Answer<()>> {
+        let now = Instant::now();
+        let mut log = self.shared.log.lock();
+        log.shared.retain(|_, (until, _)| *until > now);
+        log.shared.insert(key.into(), (now + time.min(LONGEST_DEPOSIT), payload));
+        ready(Ok(())).boxed()
+    }
+
+    fn get_shared(&self, key: &str) -> BoxFuture<'_, Answer<Option<Bytes>>> {
+        let log = self.shared.log.lock();
+        let found = log.shared.get(key).filter(|(until, _)| *until > Instant::now());
+        ready(Ok(found.map(|(_, payload)| payload.clone()))).boxed()
     }
 
     fn describe(&self) -> String {

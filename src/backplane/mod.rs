@@ -23,10 +23,15 @@
 //!   begins, a reader can mistake these records for records of the old epoch. The returned
 //!   positions are in the new epoch.
 //!
+//!   In a cluster of NATS servers, no read proves a loss. So `Nats` first appends a record without
+//!   an audience if the log seems to end below the position, and only the number of this record
+//!   decides. So the log may have some more records than the hubs have appended.
+//!
 //!   If a log has lost records and has since grown past the seen position, its end does not reveal
 //!   the loss. So the hub compares records that it has read with the records that the log has now.
 //!   An adapter may also compare the newest record that it appended. `Redis` compares this record
-//!   in every `append` and `state` that passes a position.
+//!   in every `append` and `state` that passes a position. `Nats` compares it only in a cluster,
+//!   and only if the log seems to end below the position.
 //! - **Trimming at the old end only.** Records that are no longer retained are below
 //!   [`LogState::first`]. A response of [`range`](Backplane::range) may be out of date, so a record
 //!   that is missing in the response is not necessarily lost.
@@ -44,6 +49,7 @@ mod journal;
 #[cfg(any(feature = "nats", feature = "redis"))]
 mod limits;
 mod memory;
+mod memory_control;
 #[cfg(feature = "test-kit")]
 mod memory_history;
 mod memory_journals;
@@ -165,17 +171,22 @@ pub trait Backplane: Journals {
     /// Sends a control message to all instances, including the sender. [`ControlMessage`] has an
     /// example.
     ///
-    /// Messages are small, and adapters retain them only for a short time.
+    /// Messages are small, and adapters retain them only for a short time. Messages of one
+    /// [`ControlStream`] never displace messages of the other.
     #[doc(alias = "tell")]
-    fn broadcast(&self, message: Bytes) -> BoxFuture<'_, Result<(), BackplaneError>>;
+    fn broadcast(&self, stream: ControlStream, message: Bytes) -> BoxFuture<'_, Result<(), BackplaneError>>;
 
-    /// Streams the control messages of all instances. [`ControlMessage`] has an example.
+    /// Streams the control messages of all instances, of both control streams. [`ControlMessage`]
+    /// has an example.
+    ///
+    /// Messages of one [`ControlStream`] arrive in the order in which they were sent. A message of
+    /// one control stream may overtake messages of the other.
     ///
     /// If `after` is the [`mark`](ControlMessage::mark) of a message, the stream begins after this
-    /// message, so that an instance that was disconnected for a moment misses no message. If the
-    /// message is no longer retained, the stream begins with the oldest retained message. Adapters
-    /// retain about the newest 10,000 messages, and may remove messages that are older than one
-    /// minute.
+    /// message, so that an instance that was disconnected for a moment misses no message. If
+    /// messages after the mark are no longer retained, the stream begins with the oldest retained
+    /// message. Adapters retain about the newest 10,000 messages of each control stream, and may
+    /// remove messages that are older than one minute.
     ///
     /// If `after` is `None`, the stream begins with the first message that is sent after the stream
     /// has connected. A stream of `Redis` or `Nats` connects when it is first polled. A stream of
@@ -212,6 +223,32 @@ pub trait Backplane: Journals {
     /// value.
     #[doc(alias = "withdraw")]
     fn take(&self, key: &str) -> BoxFuture<'_, Result<Option<Bytes>, BackplaneError>>;
+
+    /// Stores a value that any number of callers can read with [`get_shared`](Self::get_shared)
+    /// until `time` has passed. It replaces a stored value of the same key.
+    ///
+    /// A value has at most [`MAX_SHARED_BYTES`], so a caller splits a larger one. The key is any
+    /// text. An adapter stores the value for at least `time` and at most five minutes, and may
+    /// remove it later than after `time`. It may also lose the value, for example because the
+    /// broker restarts. An instance stores the list of its connections in this way.
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// use std::time::Duration;
+    /// use tower_sse::backplane::{Backplane, Memory};
+    ///
+    /// let log = Memory::new();
+    /// log.put_shared("connections of A", "ada, bea".into(), Duration::from_secs(60)).await?;
+    /// for _ in 0..2 {
+    ///     assert_eq!(log.get_shared("connections of A").await?, Some("ada, bea".into()));
+    /// }
+    /// # Ok(()) }
+    /// ```
+    fn put_shared(&self, key: &str, payload: Bytes, time: Duration) -> BoxFuture<'_, Result<(), BackplaneError>>;
+
+    /// Returns the newest stored value of a key, or `None` if the key has no value or the adapter
+    /// has removed it. [`put_shared`](Self::put_shared) has an example.
+    fn get_shared(&self, key: &str) -> BoxFuture<'_, Result<Option<Bytes>, BackplaneError>>;
 
     /// Returns a short description of the log, for log lines. The text contains no secret.
     fn describe(&self) -> String;
@@ -290,8 +327,8 @@ macro_rules! pointers {
                 (**self).values()
             }
 
-            fn broadcast(&self, message: Bytes) -> BoxFuture<'_, Result<(), BackplaneError>> {
-                (**self).broadcast(message)
+            fn broadcast(&self, stream: ControlStream, message: Bytes) -> BoxFuture<'_, Result<(), BackplaneError>> {
+                (**self).broadcast(stream, message)
             }
 
             fn listen(&self, after: Option<Box<str>>) -> BoxStream<'static, Result<ControlMessage, BackplaneError>> {
@@ -304,6 +341,19 @@ macro_rules! pointers {
 
             fn take(&self, key: &str) -> BoxFuture<'_, Result<Option<Bytes>, BackplaneError>> {
                 (**self).take(key)
+            }
+
+            fn put_shared(
+                &self,
+                key: &str,
+                payload: Bytes,
+                time: Duration,
+            ) -> BoxFuture<'_, Result<(), BackplaneError>> {
+                (**self).put_shared(key, payload, time)
+            }
+
+            fn get_shared(&self, key: &str) -> BoxFuture<'_, Result<Option<Bytes>, BackplaneError>> {
+                (**self).get_shared(key)
             }
 
             fn describe(&self) -> String {
@@ -469,16 +519,47 @@ pub struct CurrentValue {
     pub record: Stored,
 }
 
+/// The maximum size of a value of [`Backplane::put_shared`] in bytes: 768 KiB. Every broker accepts
+/// a message of this size by default.
+pub const MAX_SHARED_BYTES: usize = 768 * 1024;
+
+/// The control stream to which [`Backplane::broadcast`] sends a message. The broker limits each
+/// stream separately, so that many presence messages displace no command.
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// use futures::StreamExt;
+/// use tower_sse::backplane::{Backplane, ControlStream, Memory};
+///
+/// let log = Memory::new();
+/// let mut messages = log.listen(None);
+/// log.broadcast(ControlStream::Commands, "disconnect ada".into()).await?;
+/// for n in 0..20_000 {
+///     log.broadcast(ControlStream::Presence, format!("connection {n}").into()).await?;
+/// }
+/// let Some(received) = messages.next().await else { panic!("the stream ended") };
+/// assert_eq!(received?.message, "disconnect ada");
+/// # Ok(()) }
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum ControlStream {
+    /// Commands for connections, for example disconnects, and requests to stop a run.
+    Commands,
+    /// Reports of an instance about itself: its connections, its lease and its runs.
+    Presence,
+}
+
 /// A control message that [`Backplane::listen`] returns.
 ///
 /// ```
 /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
 /// use futures::StreamExt;
-/// use tower_sse::backplane::{Backplane, ControlMessage, Memory};
+/// use tower_sse::backplane::{Backplane, ControlMessage, ControlStream, Memory};
 ///
 /// let log = Memory::new();
 /// let mut messages = log.listen(None);
-/// log.broadcast("goodbye".into()).await?;
+/// log.broadcast(ControlStream::Presence, "goodbye".into()).await?;
 /// let Some(received) = messages.next().await else { panic!("the stream ended") };
 /// let ControlMessage { message, .. } = received?;
 /// assert_eq!(message, "goodbye");
@@ -488,7 +569,7 @@ pub struct CurrentValue {
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[allow(clippy::exhaustive_structs, reason = "adapters make them")]
 pub struct ControlMessage {
-    /// The position of the message in the control stream, in the adapter's own format.
+    /// The position of the message in the control streams, in the adapter's own format.
     /// [`Backplane::listen`] can continue after this position.
     pub mark: Box<str>,
     /// The bytes of the message.

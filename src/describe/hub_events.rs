@@ -162,7 +162,7 @@ mod tests {
         let position = Position::new(Epoch(1), 9);
         let hello = |instance| parts(&wire::hello(id, CursorState::Fresh, topics, instance, SECOND));
         let live = |topics| parts(&wire::live(position, topics));
-        let bye = |note| parts(&wire::bye(EndReason::Age, Reconnect::Now, None, note, SystemTime::UNIX_EPOCH));
+        let bye = |note| parts(&wire::bye(EndReason::Age, Reconnect::Now, None, note, SystemTime::UNIX_EPOCH, None));
         let gap = parts(&wire::gap(GapReason::Lost, topics));
         let refused = parts(&wire::refused(RefusalReason::Busy, SECOND));
         let (stale, expiring) = (parts(&wire::stale()), parts(&wire::expiring(SECOND)));

@@ -1,5 +1,6 @@
 //! The builder of a hub, with one method for each setting.
 
+use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -58,8 +59,8 @@ pub struct HubBuilder {
 #[derive(Clone)]
 pub(super) struct Shared(pub(super) Arc<dyn Backplane>);
 
-impl std::fmt::Debug for Shared {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+impl fmt::Debug for Shared {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0.describe())
     }
 }
@@ -94,9 +95,11 @@ impl HubBuilder {
         /// least [`max_payload`](Self::max_payload). Defaults to 64 MiB.
         ///
         /// The hub counts an event as its bytes on the wire plus 200, for each topic and user that
-        /// it is sent to. A topic or user counts as its name plus 440 while the hub retains events
-        /// for it. A topic or user without events and without connections may still count for forty
-        /// [heartbeats](Self::heartbeat), 10 minutes by default.
+        /// it is sent to. With a [`backplane`](Self::backplane), an event of a topic or user that
+        /// has had no listener on this instance for a minute or more counts 32 bytes, except with
+        /// [`Retention::latest_per_key`]. A topic or user counts as its name plus 440 while the hub
+        /// retains events for it. A topic or user without events and without connections may still
+        /// count for forty [heartbeats](Self::heartbeat), 10 minutes by default.
         ///
         /// Over the budget, the hub first forgets topics and users without retained events and
         /// without connections. Then it drops the oldest events. It never drops the newest event of
@@ -137,10 +140,16 @@ impl HubBuilder {
         /// Limits the number of open connections of this instance, and sets the action when a new
         /// connection would exceed the limit. Streams [in this process](Hub::subscribe) count too.
         /// Defaults to no limit.
+        ///
+        /// The limit is for all [scopes](crate::Scope) together. With [`OverLimit::CloseOldest`], a
+        /// new connection of one scope may end a stream of another. With [`OverLimit::Refuse`], one
+        /// scope may take all connections. Set
+        /// [`max_connections_per_scope`](Self::max_connections_per_scope) too, so that one tenant
+        /// cannot displace the others.
         pub fn max_connections(connections: usize, over: OverLimit) => settings.limits.total = Some((connections, over));
 
-        /// Limits the number of open connections of each user, and sets the action when a new
-        /// connection would exceed the limit. Defaults to no limit.
+        /// Limits the number of open connections of each user of each [scope](crate::Scope), and
+        /// sets the action when a new connection would exceed the limit. Defaults to no limit.
         ///
         /// With several instances, the hub also counts the user's connections on other instances.
         /// Other instances report connections a moment late, so connections that open at the same
@@ -150,6 +159,24 @@ impl HubBuilder {
         /// The limit applies to anonymous connections only where
         /// [`Subscription::counted_as`](crate::Subscription::counted_as) gives them a key.
         pub fn max_connections_per_user(connections: usize, over: OverLimit) => settings.limits.per_user = Some((connections, over));
+
+        /// Limits the number of open connections of each [scope](crate::Scope) on this instance,
+        /// and sets the action when a new connection would exceed the limit. The limit does not
+        /// apply to connections without a scope. Defaults to no limit.
+        ///
+        /// ```
+        /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+        /// use tower_sse::{Hub, OverLimit, Subscription};
+        ///
+        /// let plans = Hub::builder().max_connections_per_scope(1, OverLimit::Refuse);
+        /// let hub = plans.max_connections_of_scope("acme", 1_000).build()?;
+        /// let open = |scope: &str| hub.scope(scope).subscribe(Subscription::anonymous(), None);
+        /// let pages = [open("acme")?, open("acme")?, open("globex")?];
+        /// assert!(open("globex").unwrap_err().is_over_limit());
+        /// # drop(pages);
+        /// # Ok(()) }
+        /// ```
+        pub fn max_connections_per_scope(connections: usize, over: OverLimit) => settings.limits.per_scope = Some((connections, over));
 
         /// Limits the number of requests per second that reach the access hook. Defaults to no
         /// limit.
@@ -177,6 +204,44 @@ impl HubBuilder {
         /// reconnects and resumes. So connections spread over new instances, and the access hook
         /// authorizes every client again.
         pub fn max_connection_age(age: Duration) => settings.max_age = Some(age);
+    }
+
+    /// Limits the number of open connections of one [scope](crate::Scope) on this instance, in
+    /// place of [`max_connections_per_scope`](Self::max_connections_per_scope). The action over the
+    /// limit is that of the limit for all scopes, or [`OverLimit::Refuse`] without such a limit.
+    /// Call this method once for each scope with a limit of its own. Defaults to none.
+    pub fn max_connections_of_scope(mut self, scope: impl fmt::Display, connections: usize) -> Self {
+        let limits = &mut self.configuration.settings.limits;
+        limits.of_scope.insert(scope.to_string().into(), connections);
+        self
+    }
+
+    setters! {
+        /// Rejects subscriptions without a [scope](crate::Scope), for an application in which each
+        /// stream belongs to a tenant. An access hook that forgets the scope is then an error that
+        /// the first request shows: the request gets `400`, and a log event names the cause.
+        /// Without this setting, the stream would receive the events without a scope.
+        ///
+        /// Targets and runs without a scope are errors too: `hub.topic("news")`, `hub.everyone()`.
+        /// [`Hub::all_scopes`] stays valid. Defaults to subscriptions with and without a scope.
+        ///
+        /// Each instance and each [publisher](Self::publisher) needs this setting.
+        /// [`Publisher::new`](crate::Publisher::new) does not have it: an event that such a
+        /// publisher publishes without a scope reaches no connection. Instances compare the
+        /// setting, and log a warning if another instance has another value.
+        ///
+        /// ```
+        /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+        /// use tower_sse::{Event, Hub, Subscription};
+        ///
+        /// let hub = Hub::builder().require_scope().build()?;
+        /// assert!(hub.subscribe(Subscription::for_user("ada"), None).is_err());
+        /// assert!(hub.user("ada").publish(Event::unnamed("hello")).await.is_err());
+        /// let page = hub.subscribe(Subscription::for_user("ada").in_scope("acme"), None)?;
+        /// # drop(page);
+        /// # Ok(()) }
+        /// ```
+        pub fn require_scope() => settings.requires_scope = true;
     }
 
     /// Turns on presence events for the topics that the filter matches. In such a topic, the hub
@@ -398,7 +463,7 @@ fn assemble(
     epoch: Epoch,
     jobs: &[&'static Job<Inner>],
 ) -> Hub {
-    let log = Log::new(epoch, policies, configuration.budgets());
+    let log = Log::new(epoch, policies, configuration.budgets(shared_log.is_some()));
     let (sweep, recheck) = (Background::new(&sweep::JOB), Background::new(&recheck::JOB));
     let of_shared_log = jobs.iter().map(|job| Background::new(job)).collect();
     let tasks = Tasks { sweep, recheck, of_shared_log };

@@ -8,7 +8,9 @@ use std::future::{Future, IntoFuture};
 use std::pin::Pin;
 
 use super::{Hub, Receipt, Target};
-use crate::types::{Action, Audience, Command, CommandError, Cursor, Disconnect, InvalidName, Topic};
+use crate::types::{
+    Action, Audience, Command, CommandError, Cursor, Disconnect, InvalidName, NameProblem, Scoped, Topic,
+};
 
 impl Target<'_> {
     /// Ends the connections of the target with `hub.bye` and the reason `disconnected`.
@@ -82,8 +84,8 @@ impl Target<'_> {
     /// replayed events.
     pub fn join<T: TryInto<Topic, Error: Into<InvalidName>>>(self, topic: T) -> Join {
         let hub = self.source.clone();
-        let audience = self.checked();
-        Join { hub, audience, topic: topic.try_into().map_err(Into::into), since: Cursor::Absent }
+        let topic = self.own_topic(topic);
+        Join { hub, audience: self.checked(), topic, since: Cursor::Absent }
     }
 
     /// Makes the connections of the target leave a topic, also a topic of their subscriptions. The
@@ -115,8 +117,19 @@ impl Target<'_> {
     /// not be broadcast to the other instances ([`CommandError::is_unavailable`]), although this
     /// instance has carried it out.
     pub async fn leave<T: TryInto<Topic, Error: Into<InvalidName>>>(self, topic: T) -> Result<Receipt, CommandError> {
-        let topic = topic.try_into().map_err(Into::into)?;
+        let topic = self.own_topic(topic)?;
         self.command(Action::Leave(topic)).await
+    }
+
+    /// Returns a topic in the scope of this target, so that no command makes a connection join a
+    /// topic of another scope. A target of all scopes has no topics.
+    fn own_topic(&self, topic: impl TryInto<Topic, Error: Into<InvalidName>>) -> Result<Topic, InvalidName> {
+        let topic = topic.try_into().map_err(Into::into)?;
+        match self.audience.as_ref().map(Audience::scope) {
+            Ok(Some(scope)) => topic.placed_in(scope),
+            Ok(None) => Err(InvalidName::new("target", NameProblem::AllScopes)),
+            Err(invalid) => Err(invalid.clone()),
+        }
     }
 
     async fn command(self, action: Action) -> Result<Receipt, CommandError> {

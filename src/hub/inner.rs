@@ -194,8 +194,9 @@ impl Hub {
     /// that names the id.
     pub(super) fn attach_connections(&self, audience: &Audience) {
         for address in audience.addresses() {
-            if let Address::Connection(id) = address
+            if let Address::Connection(id, scope) = address
                 && let Some(handle) = self.registry().find(*id).filter(|handle| !handle.reads_run)
+                && handle.scope() == scope
             {
                 // The join cannot exceed `max_topics`, because the channel is no topic.
                 let joined = Joined { address: address.clone(), since: Since::Now, at: None };
@@ -231,7 +232,7 @@ impl Inner {
         Self {
             log,
             started: Instant::now(),
-            registry: Registry::new(settings.limits, grace),
+            registry: Registry::new(settings.limits.clone(), grace),
             transports: Transports::default(),
             counters: Counters::default(),
             start: Start::default(),
@@ -290,6 +291,7 @@ impl Inner {
             stale: self.shared_log.as_ref().is_some_and(SharedLog::is_stale),
             others: self.shared_log.as_ref().map_or(0, SharedLog::instances),
             skipped: self.shared_log.as_ref().map_or(0, SharedLog::skipped),
+            unread: self.shared_log.as_ref().map_or(0, SharedLog::unread),
             evicted: usage.evicted,
             // An idle stream has nothing to read, however old its cursor is.
             lag: handles

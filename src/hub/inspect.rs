@@ -3,14 +3,17 @@
 use std::sync::Arc;
 
 use super::Hub;
+#[cfg(feature = "test-kit")]
+use super::cluster::shared_log::SharedLog;
 use super::connection::handle::ConnectionHandle;
 use super::connection::info::ConnectionInfo;
 use super::observe::lifecycle::Lifecycle;
 use super::observe::stats::Stats;
 
 impl Hub {
-    /// Returns the open connections of this instance, in no particular order. The list may or may
-    /// not include connections that open or end during the call.
+    /// Returns the open connections of this instance, of every [scope](crate::Scope), in no
+    /// particular order. The list may or may not include connections that open or end during the
+    /// call. [`Scope::connections`](crate::Scope::connections) returns those of one scope.
     ///
     /// ```
     /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -31,9 +34,10 @@ impl Hub {
         self.registry().all().iter().map(of).collect()
     }
 
-    /// Returns a stream of the lifecycle events of this instance's connections, from now on. The
-    /// start of a connection comes before its end. Each event about a connection has its user, its
-    /// topics, its age, the number of its events and the application's data.
+    /// Returns a stream of the lifecycle events of this instance's connections, of every
+    /// [scope](crate::Scope), from now on. The start of a connection comes before its end. Each
+    /// event about a connection has its user, its topics, its age, the number of its events and the
+    /// application's data.
     ///
     /// The hub waits for no consumer, and buffers 1,024 events. A consumer that falls further
     /// behind receives one [`LifecycleEvent::Missed`](crate::LifecycleEvent::Missed) in place of
@@ -56,8 +60,10 @@ impl Hub {
         self.inner.lifecycles.listen()
     }
 
-    /// Returns the counts and sizes of this instance. The call reads a few words of every open
-    /// connection, and holds no lock longer than it takes to copy the list of connections.
+    /// Returns the counts and sizes of this instance, for all [scopes](crate::Scope) together.
+    /// [`Scope::stats`](crate::Scope::stats) returns those of one scope. The call reads a few words
+    /// of every open connection, and holds no lock longer than it takes to copy the list of
+    /// connections.
     ///
     /// ```
     /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -70,6 +76,16 @@ impl Hub {
     #[must_use]
     pub fn stats(&self) -> Stats {
         self.inner.stats()
+    }
+
+    /// Returns the number of connections of other instances, and the memory that they take on this
+    /// instance in bytes, without their data. For the simulation of this crate: the call takes a
+    /// time that grows with the number of connections.
+    #[cfg(feature = "test-kit")]
+    #[doc(hidden)]
+    #[must_use]
+    pub fn memory_of_peers(&self) -> (usize, usize) {
+        self.inner.shared_log.as_ref().map_or((0, 0), SharedLog::memory_of_peers)
     }
 
     /// Brings the metrics up to date, for example before the handler of `/metrics` renders them.

@@ -4,7 +4,7 @@
 use std::sync::{Arc, Weak};
 
 use super::{Hub, Inner};
-use crate::types::{Address, Topic};
+use crate::types::{Address, ScopeName, Scoped, Topic};
 
 impl Hub {
     /// Returns a line for each part of the state that a connection should have taken with it.
@@ -16,24 +16,31 @@ impl Hub {
             let (id, age) = (connection.id, connection.open_for);
             lines.push(format!("the connection {id} of {user} with the topics {topics:?}, open for {age:?}"));
         }
-        let (by_key, by_age) = self.registry().indexed();
+        let (by_key, by_age, in_scopes) = self.registry().indexed();
         note_count(&mut lines, by_key, "connections that count for a limit by key");
         note_count(&mut lines, by_age, "connections that count for the limit in total");
+        note_count(&mut lines, in_scopes, "connections in the list of their scope");
         for (user, connections, is_forgotten) in self.registry().all_users() {
             if connections > 0 || !is_forgotten {
-                lines.push(format!("the user {user}, who is not forgotten (connections: {connections})"));
+                let scope = scope_of(Some(user.scope_name()));
+                lines.push(format!("the user {user}{scope}, who is not forgotten (connections: {connections})"));
             }
         }
         for (topic, user, connections) in self.inner.presences.roster.lock().all() {
             if connections > 0 {
-                lines.push(format!("the member {user} of the topic {topic} (connections: {connections})"));
+                let scope = scope_of(Some(topic.scope_name()));
+                lines.push(format!("the member {user} of the topic {topic}{scope} (connections: {connections})"));
             }
         }
         for (address, listeners, _) in self.log().channels() {
             note_count(&mut lines, listeners, &format!("listeners of {}", name_of(&address)));
         }
         for (name, run) in self.inner.runs.all() {
-            note_count(&mut lines, run.listening(), &format!("readers of the run {name}"));
+            note_count(
+                &mut lines,
+                run.listening(),
+                &format!("readers of the run {name}{}", scope_of(Some(name.scope_name()))),
+            );
         }
         let (streams, waiting) = self.transports().streams();
         note_count(&mut lines, streams, "streams on open sockets");
@@ -48,21 +55,22 @@ impl Hub {
     pub(crate) fn kept_state(&self) -> Vec<String> {
         let mut lines = Vec::new();
         for (user, ..) in self.registry().all_users() {
-            lines.push(format!("the user {user}"));
+            lines.push(format!("the user {user}{}", scope_of(Some(user.scope_name()))));
         }
         for (topic, user, _) in self.inner.presences.roster.lock().all() {
-            lines.push(format!("the member {user} of the topic {topic}"));
+            lines.push(format!("the member {user} of the topic {topic}{}", scope_of(Some(topic.scope_name()))));
         }
         for (address, _, retains) in self.log().channels() {
             match (retains, &address) {
                 (true, _) => lines.push(format!("retained events or values of {}", name_of(&address))),
                 // The hub always has this channel.
-                (false, Address::Everyone) => {}
+                (false, Address::Everyone(scope)) if scope.is_root() => {}
                 (false, _) => lines.push(format!("the empty channel of {}", name_of(&address))),
             }
         }
         for (name, run) in self.inner.runs.all() {
-            lines.push(format!("the {} run {name}", if run.is_active() { "active" } else { "ended" }));
+            let state = if run.is_active() { "active" } else { "ended" };
+            lines.push(format!("the {state} run {name}{}", scope_of(Some(name.scope_name()))));
         }
         note_count(&mut lines, self.inner.rechecks.len(), "scheduled rechecks");
         lines
@@ -96,10 +104,17 @@ fn note_count(lines: &mut Vec<String>, count: usize, what: &str) {
 }
 
 fn name_of(address: &Address) -> String {
-    match address {
+    let name = match address {
         Address::Topic(topic) => format!("the topic {topic}"),
         Address::User(user) => format!("the user {user}"),
-        Address::Connection(id) => format!("the connection {id}"),
-        Address::Everyone => "everyone".into(),
-    }
+        Address::Connection(id, _) => format!("the connection {id}"),
+        Address::Everyone(_) => "everyone".into(),
+        Address::EveryScope => "everyone in all scopes".into(),
+    };
+    name + &scope_of(address.scope())
+}
+
+/// Returns the words for a scope behind a name, which are empty for the root scope.
+fn scope_of(scope: Option<&ScopeName>) -> String {
+    scope.and_then(ScopeName::as_str).map(|scope| format!(" in the scope {scope}")).unwrap_or_default()
 }

@@ -196,7 +196,7 @@ impl Target<'_> {
         match audience.addresses() {
             [address] if audience.excluded().is_empty() => self.source.connections_at(address),
             _ => {
-                let others = self.source.inner.shared_log.as_ref().map_or(0, |shared| shared.others(audience).len());
+                let others = self.source.inner.shared_log.as_ref().map_or(0, |shared| shared.count_peers(audience));
                 self.source.handles(audience).len() + others
             }
         }
@@ -274,7 +274,9 @@ impl Hub {
     fn connections_at(&self, address: &Address) -> usize {
         let here = match address {
             // A connection has no channel before the first event to it, so the log cannot count it.
-            Address::Connection(id) => usize::from(self.registry().find(*id).is_some()),
+            Address::Connection(id, scope) => {
+                usize::from(self.registry().find(*id).is_some_and(|handle| handle.scope() == scope))
+            }
             _ => self.log().listening(address),
         };
         here + self.inner.shared_log.as_ref().map_or(0, |shared| shared.count_peers_at(address))

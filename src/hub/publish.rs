@@ -150,6 +150,10 @@ impl Source for Hub {
     fn is(&self, other: &Self) -> bool {
         std::sync::Arc::ptr_eq(&self.inner, &other.inner)
     }
+
+    fn requires_scope(&self) -> bool {
+        self.settings().requires_scope
+    }
 }
 
 impl Target<'_> {

@@ -4,7 +4,7 @@ use std::sync::{Arc, OnceLock};
 
 use super::builder::{HubBuilder, Shared};
 use super::publish::{join, log, split};
-use super::target::{Source, aim, targets};
+use super::target::{Handle, Source, aim, targets};
 use super::{Hub, Receipt, Run, Target};
 use crate::backplane::{Backplane, LogPosition};
 use crate::hub::cluster::append;
@@ -16,7 +16,8 @@ use crate::log::{Entry, Policies};
 use crate::macros::opaque_debug;
 use crate::sync::{AtomicBool, Mutex, Ordering};
 use crate::types::{
-    Address, Audience, BuildError, ConnectionId, Event, InvalidName, Message, Position, PublishError, Topic, UserId,
+    Address, Audience, BuildError, ConnectionId, Event, InvalidName, Message, Position, PublishError, ScopeName, Topic,
+    UserId,
 };
 
 /// A publisher to a log that instances share, for workers, command-line tools and cron jobs.
@@ -79,11 +80,12 @@ impl HubBuilder {
     /// runtime and no broker.
     ///
     /// A publisher uses these settings: the [`backplane`](Self::backplane), which is required, the
-    /// retention of topics and users, [`max_payload`](Self::max_payload) and
-    /// [`publish_timeout`](Self::publish_timeout). For its [runs](Publisher::run), it also uses
-    /// [`peer_timeout`](Self::peer_timeout), [`run_keep_for`](Self::run_keep_for),
-    /// [`run_max_bytes`](Self::run_max_bytes) and [`run_max_events`](Self::run_max_events). Create
-    /// instances and workers from one function that returns the settings, so that these are equal.
+    /// retention of topics and users, [`max_payload`](Self::max_payload),
+    /// [`publish_timeout`](Self::publish_timeout) and [`require_scope`](Self::require_scope). For
+    /// its [runs](Publisher::run), it also uses [`peer_timeout`](Self::peer_timeout),
+    /// [`run_keep_for`](Self::run_keep_for), [`run_max_bytes`](Self::run_max_bytes) and
+    /// [`run_max_events`](Self::run_max_events). Create instances and workers from one function
+    /// that returns the settings, so that these are equal.
     ///
     /// ```
     /// use tower_sse::{Hub, backplane::Memory};
@@ -246,17 +248,25 @@ impl Publisher {
     /// # Ok(()) }
     /// ```
     pub fn run<N: TryInto<Topic, Error: Into<InvalidName>>>(&self, name: N) -> Run {
+        Run::of(self.run_writer(), self, name)
+    }
+
+    /// Returns the hub that writes the runs of this publisher.
+    pub(super) fn run_writer(&self) -> &Hub {
         let Inner { backplane, configuration, writer, .. } = &*self.inner;
-        let hub = writer.get_or_init(|| Hub::for_runs_only(configuration.clone(), Arc::clone(backplane)));
-        hub.run(name)
+        writer.get_or_init(|| Hub::for_runs_only(configuration.clone(), Arc::clone(backplane)))
     }
 }
 
-targets!(Publisher);
+targets!(Publisher, Publisher);
 
 impl Source for Publisher {
     fn is(&self, other: &Self) -> bool {
         Arc::ptr_eq(&self.inner, &other.inner)
+    }
+
+    fn requires_scope(&self) -> bool {
+        self.inner.configuration.settings.requires_scope
     }
 }
 

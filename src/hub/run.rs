@@ -9,13 +9,14 @@ use futures::future::select;
 use super::Hub;
 use super::run_reader::RunReader;
 use super::run_writer::RunWriter;
+use super::target::Handle;
 use crate::hub::peers::message::InstanceId;
 use crate::hub::runs::content::{Entry, RunContent};
 use crate::hub::runs::entry;
 use crate::hub::runs::found::Found;
 use crate::hub::tasks::back_off::can_wait;
 use crate::macros::opaque_debug;
-use crate::types::{Epoch, Event, InvalidName, PublishError, RunError, RunState, Topic};
+use crate::types::{Epoch, Event, InvalidName, PublishError, RunError, RunState, ScopeName, Scoped, Topic};
 
 /// A run by its name: a stream of events with one writer, a beginning and an end.
 ///
@@ -65,11 +66,18 @@ impl Hub {
     /// an error of the methods of [`Run`]. Take a name that a client cannot guess, or check that
     /// the client may read the run before the handler responds with it.
     pub fn run<N: TryInto<Topic, Error: Into<InvalidName>>>(&self, name: N) -> Run {
-        Run { hub: self.clone(), name: name.try_into().map_err(Into::into) }
+        Run::of(self, self, name)
     }
 }
 
 impl Run {
+    /// Returns the run of a name in the scope of a handle. `hub` writes and reads the run.
+    pub(super) fn of(hub: &Hub, handle: &impl Handle, name: impl TryInto<Topic, Error: Into<InvalidName>>) -> Self {
+        let name = name.try_into().map_err(Into::into);
+        let name = name.and_then(|name| name.placed_in(handle.scope_name()?));
+        Self { hub: hub.clone(), name }
+    }
+
     /// Begins the run. Await the returned value to get the [`RunWriter`].
     ///
     /// # Errors
@@ -110,7 +118,7 @@ impl Run {
                 let progress = run.progress();
                 match progress.end {
                     Some(end) => RunState::Ended(end),
-                    None if progress.lost => RunState::None,
+                    None if progress.lost && !progress.unreadable => RunState::None,
                     None => RunState::Active,
                 }
             }
@@ -129,7 +137,7 @@ impl Run {
     /// Returns an error if the name is invalid, or if the broker is unavailable.
     pub async fn stop(&self) -> Result<bool, RunError> {
         let name = self.name.clone()?;
-        let Some(run) = self.find().await?.filter(|run| run.is_active()) else { return Ok(false) };
+        let Some(run) = self.find().await?.filter(|run| run.may_be_active()) else { return Ok(false) };
         match &self.hub.inner.shared_log {
             Some(shared) if run.owner != shared.instance_id => {
                 let sent = self.hub.broadcast_stop(shared, name, run.id).await;
@@ -159,7 +167,8 @@ impl Run {
             }
             Err(error) => return Err(error),
         };
-        Ok(RunReader { found })
+        let scope = self.name.as_ref().map_or(ScopeName::ROOT, |name| name.scope_name().clone());
+        Ok(RunReader { found, scope })
     }
 
     /// Looks the newest run of this name up like [`reader`](Self::reader). If there is none, waits

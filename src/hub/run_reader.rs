@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use crate::hub::runs::found::Found;
 use crate::macros::opaque_debug;
-use crate::types::{RunSource, Subscription};
+use crate::types::{RunSource, ScopeName, Subscription};
 
 /// A run that was looked up: [`Run::reader`](crate::Run::reader). It opens streams through
 /// [`Subscription::run`].
@@ -15,6 +15,8 @@ use crate::types::{RunSource, Subscription};
 #[derive(Clone)]
 pub struct RunReader {
     pub(super) found: Found,
+    /// The scope of the run.
+    pub(super) scope: ScopeName,
 }
 
 impl RunReader {
@@ -60,7 +62,7 @@ impl Subscription {
     /// ```
     #[must_use]
     pub fn run(reader: RunReader) -> Self {
-        let mut subscription = Self::anonymous();
+        let mut subscription = Self::anonymous().placed_in(&reader.scope);
         let found = Arc::new(reader.found);
         subscription.run = Some(Box::new(RunSource { found, skipped: 0, only_while_active: false }));
         subscription

@@ -1,44 +1,52 @@
 //! Targets: the audience of an event or a command, with the hub or the publisher that it belongs
 //! to.
+//!
+//! All addresses of a target have the same scope, or the target is of all scopes ([`Target::and`]).
 
 use super::Hub;
-use crate::types::{Address, Audience, ConnectionId, InvalidName, NameProblem, Topic, UserId};
+use crate::types::{Address, Audience, ConnectionId, InvalidName, NameProblem, ScopeName, Scoped, Topic, UserId};
 
-/// Defines the methods that return a target, for a type that publishes.
+/// Defines the methods that return a target, for a handle of a source.
 macro_rules! targets {
-    ($source:ident) => {
-        impl $source {
+    ($handle:ty, $source:ty $(, $generic:ident)?) => {
+        #[allow(private_bounds, reason = "only hubs and publishers have scopes")]
+        impl$(<$generic: Source>)? $handle {
             /// Returns a target of every connection that has this topic, on any instance.
             /// [`Target`] has an example.
-            pub fn topic<T: TryInto<Topic, Error: Into<InvalidName>>>(&self, topic: T) -> Target<'_, Self> {
-                Target { source: self, audience: aim(topic, Address::Topic) }
+            pub fn topic<T: TryInto<Topic, Error: Into<InvalidName>>>(&self, topic: T) -> Target<'_, $source> {
+                Target { source: self.source(), audience: aim(self, topic, Address::Topic) }
             }
 
             /// Returns a target of every connection of this user, on any instance. [`Target`] has
             /// an example.
-            pub fn user<U: TryInto<UserId, Error: Into<InvalidName>>>(&self, user: U) -> Target<'_, Self> {
-                Target { source: self, audience: aim(user, Address::User) }
+            pub fn user<U: TryInto<UserId, Error: Into<InvalidName>>>(&self, user: U) -> Target<'_, $source> {
+                Target { source: self.source(), audience: aim(self, user, Address::User) }
             }
 
-            /// Returns a target of one connection. An event to a connection that has ended reaches
-            /// no client. [`Target::except`] and [`Target::join`] have examples.
-            pub fn connection<C>(&self, connection: C) -> Target<'_, Self>
+            /// Returns a target of one connection. Neither an event to a connection that has ended
+            /// nor an event to a connection of another [scope](crate::Scope) reaches a client.
+            /// [`Target::except`] and [`Target::join`] have examples.
+            pub fn connection<C>(&self, connection: C) -> Target<'_, $source>
             where
                 C: TryInto<ConnectionId, Error: Into<InvalidName>>,
             {
-                Target { source: self, audience: aim(connection, Address::Connection) }
+                let address = |scope: &ScopeName| {
+                    Ok(Address::Connection(connection.try_into().map_err(Into::into)?, scope.clone()).into())
+                };
+                Target { source: self.source(), audience: self.scope_name().and_then(address) }
             }
 
-            /// Returns a target of all connections of all instances. [`Target::except`] has an
-            /// example.
-            pub fn everyone(&self) -> Target<'_, Self> {
-                Target { source: self, audience: Ok(Address::Everyone.into()) }
+            /// Returns a target of all connections of all instances, except those of other
+            /// [scopes](crate::Scope). [`Target::except`] has an example.
+            pub fn everyone(&self) -> Target<'_, $source> {
+                let audience = self.scope_name().map(|scope| Address::Everyone(scope.clone()).into());
+                Target { source: self.source(), audience }
             }
         }
     };
 }
 
-targets!(Hub);
+targets!(Hub, Hub);
 
 pub(super) use targets;
 
@@ -60,6 +68,9 @@ pub(super) use targets;
 /// # Ok(()) }
 /// ```
 ///
+/// These methods of a hub and of a publisher return targets without a [scope](crate::Scope). The
+/// same methods of a scope return targets of that scope.
+///
 /// A target may contain an invalid name. Publishing to it and commands to it return an error, and
 /// it has no connections.
 #[doc(alias = "Recipients")]
@@ -74,14 +85,40 @@ pub struct Target<'a, S = Hub> {
 pub(super) trait Source {
     /// Returns whether both are handles to the same hub or publisher.
     fn is(&self, other: &Self) -> bool;
+
+    /// Returns whether the root scope has no connections, so that its targets are invalid.
+    fn requires_scope(&self) -> bool;
+}
+
+/// A handle that returns targets of one scope.
+pub(super) trait Handle {
+    type Source: Source;
+
+    fn source(&self) -> &Self::Source;
+
+    /// Returns the scope of the targets, or an error if it is invalid.
+    fn scope_name(&self) -> Result<&ScopeName, InvalidName>;
+}
+
+/// A hub and a publisher are handles of the root scope.
+impl<S: Source> Handle for S {
+    type Source = S;
+
+    fn source(&self) -> &S {
+        self
+    }
+
+    fn scope_name(&self) -> Result<&ScopeName, InvalidName> {
+        if self.requires_scope() { Err(InvalidName::new("scope", NameProblem::Missing)) } else { Ok(ScopeName::root()) }
+    }
 }
 
 #[expect(private_bounds, reason = "only hubs and publishers have targets")]
 impl<S: Source> Target<'_, S> {
     /// Adds another target. A connection that belongs to both targets receives one copy. A
     /// connection that one of them [excludes](Self::except) is excluded from the union. A target
-    /// has at most 128 addresses in all. A union with a target of another hub is invalid:
-    /// publishing to it returns an error.
+    /// has at most 128 addresses in all. A union with a target of another hub, or of another
+    /// [scope](crate::Scope), is invalid: publishing to it returns an error.
     ///
     /// ```
     /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -97,6 +134,9 @@ impl<S: Source> Target<'_, S> {
     /// ```
     pub fn and(mut self, other: Target<'_, S>) -> Self {
         self.audience = match (self.audience, other.checked_for(self.source)) {
+            (Ok(audience), Ok(other)) if audience.scope() != other.scope() => {
+                Err(InvalidName::new("target", NameProblem::OtherScope))
+            }
             (Ok(mut audience), Ok(other)) => {
                 audience.unite(other);
                 Ok(audience)
@@ -142,10 +182,13 @@ impl<S> Clone for Target<'_, S> {
     }
 }
 
-/// Returns the audience of one address, or an error if its name is invalid.
-pub(super) fn aim<V>(
+/// Returns the audience of one address in the scope of a handle, or an error if its name is invalid
+/// or of another scope.
+pub(super) fn aim<V: Scoped>(
+    handle: &impl Handle,
     name: impl TryInto<V, Error: Into<InvalidName>>,
     address: impl FnOnce(V) -> Address,
 ) -> Result<Audience, InvalidName> {
-    name.try_into().map(|name| address(name).into()).map_err(Into::into)
+    let name = name.try_into().map_err(Into::into)?.placed_in(handle.scope_name()?)?;
+    Ok(address(name).into())
 }

@@ -8,7 +8,9 @@ use tokio::time::{Duration, Instant};
 use super::Hub;
 use crate::hub::connection::handle::ConnectionHandle;
 use crate::log::TooManyTopics;
-use crate::types::{Action, Address, Change, ConnectionId, DisconnectClock, Refusal, Topic, UserId, each_once};
+use crate::types::{
+    Action, Address, Change, ConnectionId, DisconnectClock, Refusal, ScopeName, Subscription, Topic, UserId, each_once,
+};
 
 /// The maximum time for which a request waits until another instance reports an unknown connection.
 const PATIENCE: Duration = Duration::from_millis(500);
@@ -25,6 +27,7 @@ const MAX_ID_BYTES: usize = 68;
 pub(crate) struct Changeable<'a> {
     hub: &'a Hub,
     id: ConnectionId,
+    scope: &'a ScopeName,
     place: Place,
 }
 
@@ -37,12 +40,15 @@ enum Place {
 }
 
 impl Hub {
-    /// Returns the connection with this id on any instance, if it belongs to `user`. `None` stands
-    /// for an anonymous connection. With a shared log this may wait, as in
-    /// [`look_for`](Self::look_for).
-    pub(crate) async fn connection_of(&self, id: ConnectionId, user: Option<&UserId>) -> Option<Changeable<'_>> {
-        let place = self.look_for(|| self.place_of(id, user)).await?;
-        Some(Changeable { hub: self, id, place })
+    /// Returns the connection with this id on any instance, if it belongs to the scope and the user
+    /// of a subscription. With a shared log this may wait, as in [`look_for`](Self::look_for).
+    pub(crate) async fn connection_of<'a>(
+        &'a self,
+        id: ConnectionId,
+        granted: &'a Subscription,
+    ) -> Option<Changeable<'a>> {
+        let place = self.look_for(|| self.place_of(id, granted)).await?;
+        Some(Changeable { hub: self, id, scope: &granted.scope, place })
     }
 
     /// Returns whether a connection with this id may be open. With a shared log it always returns
@@ -75,13 +81,15 @@ impl Hub {
         }
     }
 
-    fn place_of(&self, id: ConnectionId, user: Option<&UserId>) -> Option<Place> {
+    fn place_of(&self, id: ConnectionId, granted: &Subscription) -> Option<Place> {
+        // Anonymous connections of two scopes have the same user, which is none.
+        let is_of = |user: Option<&UserId>, scope: &ScopeName| user == granted.user() && *scope == granted.scope;
         if let Some(handle) = self.registry().find(id) {
             // A stream of a run reads no topics.
-            return (handle.user() == user && !handle.reads_run).then_some(Place::Here(handle));
+            return (is_of(handle.user(), handle.scope()) && !handle.reads_run).then_some(Place::Here(handle));
         }
-        let (owner, topics) = self.inner.shared_log.as_ref()?.find(id)?;
-        (owner.as_ref() == user).then_some(Place::Elsewhere(topics))
+        let peer = self.inner.shared_log.as_ref()?.find(id)?;
+        is_of(peer.user.as_ref(), &peer.scope).then(|| Place::Elsewhere(peer.topics.clone()))
     }
 }
 
@@ -102,7 +110,7 @@ impl Changeable<'_> {
                 if change.size() > MAX_BYTES {
                     return Err(TooManyTopics.into());
                 }
-                let audience = Address::Connection(self.id).into();
+                let audience = Address::Connection(self.id, self.scope.clone()).into();
                 hub.issue(audience, Action::Change(change)).await.map_err(|_| Refusal::outdated())?;
                 Ok(topics)
             }
@@ -151,7 +159,8 @@ mod tests {
         let hub = Hub::builder().max_topics(1_000).backplane(Memory::new()).build().unwrap();
         let id = ConnectionId::from_bits(1);
         let change = |had: &[Topic], join: Vec<Topic>, leave: Vec<Topic>| {
-            let elsewhere = Changeable { hub: &hub, id, place: Place::Elsewhere(had.to_vec()) };
+            let elsewhere =
+                Changeable { hub: &hub, id, scope: ScopeName::root(), place: Place::Elsewhere(had.to_vec()) };
             let change = Change { leave, join, since: Cursor::Absent, bounds: Vec::new() };
             block_on(elsewhere.change(change, DisconnectClock::now()))
         };

@@ -2,8 +2,8 @@
 
 use std::marker::PhantomData;
 
-use super::target::Target;
-use super::{Hub, Publisher, Receipt};
+use super::target::{Handle, Source, Target, aim};
+use super::{Hub, Publisher, Receipt, Scope};
 use crate::types::{Address, Carries, Message, PublishError, TypedTopic};
 
 /// A topic as a target that accepts only the messages of its type: [`Hub::typed_topic`].
@@ -21,22 +21,23 @@ impl<'a, T, S> TypedTarget<'a, T, S> {
     }
 }
 
-impl Hub {
-    /// Returns a target for the messages of a [`TypedTopic`]. A topic with an invalid name is an
-    /// error of `send`. [`TypedTopic`] has an example.
-    pub fn typed_topic<T: TypedTopic>(&self, topic: &T) -> TypedTarget<'_, T> {
-        let audience = topic.to_topic().map(|topic| Address::Topic(topic).into());
-        TypedTarget { target: Target { source: self, audience }, topic: PhantomData }
-    }
+macro_rules! typed_topic {
+    ($handle:ty, $source:ty $(, $generic:ident)?) => {
+        #[allow(private_bounds, reason = "only hubs and publishers have scopes")]
+        impl$(<$generic: Source>)? $handle {
+            /// Returns a target for the messages of a [`TypedTopic`]. A topic with an invalid name
+            /// is an error of `send`. [`TypedTopic`] has an example.
+            pub fn typed_topic<T: TypedTopic>(&self, topic: &T) -> TypedTarget<'_, T, $source> {
+                let audience = topic.to_topic().and_then(|topic| aim(self, topic, Address::Topic));
+                TypedTarget { target: Target { source: self.source(), audience }, topic: PhantomData }
+            }
+        }
+    };
 }
 
-impl Publisher {
-    /// Returns a target for the messages of a [`TypedTopic`], as [`Hub::typed_topic`].
-    pub fn typed_topic<T: TypedTopic>(&self, topic: &T) -> TypedTarget<'_, T, Self> {
-        let audience = topic.to_topic().map(|topic| Address::Topic(topic).into());
-        TypedTarget { target: Target { source: self, audience }, topic: PhantomData }
-    }
-}
+typed_topic!(Hub, Hub);
+typed_topic!(Publisher, Publisher);
+typed_topic!(Scope<S>, S, S);
 
 impl<'a, T> TypedTarget<'a, T> {
     /// Publishes a message that the topic carries, as [`Target::send`].

@@ -35,6 +35,8 @@ pub(crate) struct Channel {
     /// The records up to and including this number are incomplete, also in the shared log. Zero if
     /// no stream has found a loss there.
     lost_through: AtomicU64,
+    /// Whether the channel is [dormant](super::dormancy). Changes only under the sequencer's lock.
+    dormant: AtomicBool,
     /// Whether the channel is in the queue of deferred wakes.
     pub(super) marked: AtomicBool,
 }
@@ -64,6 +66,7 @@ impl Channel {
             listening: AtomicUsize::new(0),
             slots: AtomicUsize::new(0),
             lost_through: AtomicU64::new(0),
+            dormant: AtomicBool::new(false),
             marked: AtomicBool::new(false),
         }
     }
@@ -89,6 +92,16 @@ impl Channel {
     /// Returns the number of [`note_lost`](Self::note_lost), or zero.
     pub(super) fn lost_through(&self) -> u64 {
         self.lost_through.load(Ordering::Acquire)
+    }
+
+    /// Returns whether the channel has only the outlines of records. Called under the sequencer's
+    /// lock.
+    pub(super) fn is_dormant(&self) -> bool {
+        self.dormant.load(Ordering::Acquire)
+    }
+
+    pub(super) fn set_dormant(&self, is_dormant: bool) {
+        self.dormant.store(is_dormant, Ordering::Release);
     }
 
     pub(super) fn listening(&self) -> usize {
@@ -177,7 +190,7 @@ mod tests {
     proptest! {
         #[test]
         fn listeners_are_all_visited_and_occupy_few_slots(steps in proptest::collection::vec(any::<u8>(), 0..300)) {
-            let channel = Channel::new(Address::Everyone, 0, 0, 0, 0);
+            let channel = Channel::new(Address::Everyone(crate::types::ScopeName::ROOT), 0, 0, 0, 0);
             let mut added: Vec<(u32, Arc<CursorHandle>)> = Vec::new();
             for step in steps {
                 if step < 140 || added.is_empty() {

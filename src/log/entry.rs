@@ -36,6 +36,15 @@ impl Entry {
     }
 }
 
+/// The properties of a record of a shared log that this instance has not read completely.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Unread {
+    /// As [`Entry::published`].
+    pub(crate) published: Option<Millis>,
+    /// The approximate size of its frame in bytes.
+    pub(crate) bytes: u32,
+}
+
 fn check_size(audience: &Audience) -> Result<(), PublishError> {
     if audience.is_too_large() { Err(PublishError::TOO_MANY_TARGETS) } else { Ok(()) }
 }

@@ -28,6 +28,11 @@
 //! 5. A listener is woken only after `visible_through` covers the record. After a listener has
 //!    registered its waker, and before it sleeps, it reads once more or checks that it was not
 //!    woken ([`cursor_handle`]). So no listener sleeps on a visible record.
+//! 6. On a shared log, a channel without listeners keeps only the numbers, times and sizes of its
+//!    records ([`dormancy`], [`store`]). A read stops before the first record that a channel lacks,
+//!    and continues with a block of the shared log that has this record ([`reader`]). So a stream
+//!    reads the same records and gaps as if the channel had all of its records, as long as the
+//!    shared log has them.
 //!
 //! Locks are taken in this order: a subscriber's reader; the sequencer; a channel's store or its
 //! listeners; the table of latest numbers, the epochs or a shared piece. Reads never take the
@@ -38,6 +43,7 @@ mod backfill;
 mod batch;
 mod channel;
 mod cursor_handle;
+mod dormancy;
 mod entry;
 mod epochs;
 mod latest;
@@ -73,7 +79,8 @@ use waking::Deferred;
 pub(crate) use backfill::Block;
 pub(crate) use batch::Batch;
 pub(crate) use cursor_handle::CursorHandle;
-pub(crate) use entry::{Appended, Effect, Entry};
+pub(crate) use dormancy::Single;
+pub(crate) use entry::{Appended, Effect, Entry, Unread};
 pub(crate) use listener::Listener;
 pub(crate) use policies::Policies;
 pub(crate) use sequencer::{Budgets, Swept, Usage};
@@ -150,6 +157,17 @@ impl Log {
         (current.id == epoch).then(|| Block::new(&current, after, known, records, now))
     }
 
+    /// Notes that the first record that the shared log still has is `first`. So new readers do not
+    /// ask for earlier records. Does nothing if the log is in another epoch.
+    pub(crate) fn note_first(&self, epoch: Epoch, first: u64) {
+        let current = self.readable.epochs.current();
+        if current.id == epoch {
+            // At most the newest number, because the next epoch may begin directly after it.
+            let through = current.number(first.saturating_sub(1)).min(self.last());
+            self.readable.note_shared_trimmed(through);
+        }
+    }
+
     /// Numbers and stores the entries. Wakes their listeners, or queues them if they are many. If
     /// [`has_deferred`](Self::has_deferred) returns true afterwards, the caller ensures that
     /// [`wake_deferred`](Self::wake_deferred) is called.
@@ -209,6 +227,32 @@ impl Log {
         });
         self.wake(asleep, now);
         rejected.is_none()
+    }
+
+    /// Stores only the number, the time and the size of a record that the shared log has numbered,
+    /// if no channel of its audience has had a listener within the grace period. Returns false, and
+    /// changes nothing, if the record itself is needed. The caller then decodes the record and
+    /// calls [`apply`](Self::apply). Returns true, and changes nothing, if the number is not above
+    /// the newest number of the log.
+    pub(crate) fn outline(&self, sequence: u64, audience: &Audience, unread: Unread, now: Millis) -> bool {
+        self.outline_with(sequence, now, |sequencer, number| sequencer.append_outline(number, audience, unread, now))
+    }
+
+    /// As [`outline`](Self::outline), for a record whose audience is one topic or user without excluded
+    /// connections. Returns false also if the address has no channel yet.
+    pub(crate) fn outline_single(&self, sequence: u64, to: Single<'_>, unread: Unread, now: Millis) -> bool {
+        self.outline_with(sequence, now, |sequencer, number| sequencer.append_outline_of(number, to, unread, now))
+    }
+
+    fn outline_with(&self, sequence: u64, now: Millis, append: impl FnOnce(&mut Sequencer, u64) -> bool) -> bool {
+        self.locked(|sequencer| {
+            let number = self.readable.base().saturating_add(sequence);
+            if number > sequencer.last() && !append(sequencer, number) {
+                return false;
+            }
+            sequencer.sweep_a_little(now);
+            true
+        })
     }
 
     /// Marks the record with this number as lost, unless the log already covers the number. The

@@ -35,8 +35,8 @@ impl Policies {
         match address {
             Address::Topic(topic) => self.rules.iter().position(|rule| rule.matches(topic)).unwrap_or(defaults),
             Address::User(_) => defaults + 1,
-            Address::Everyone => defaults + 2,
-            Address::Connection(_) => defaults + 3,
+            Address::Everyone(_) | Address::EveryScope => defaults + 2,
+            Address::Connection(..) => defaults + 3,
         }
     }
 

@@ -18,6 +18,9 @@ pub(super) struct Readable {
     pub(super) policies: Policies,
     /// The newest number that readers may read. Written under the sequencer's lock.
     visible_through: AtomicU64,
+    /// The shared log no longer has the records up to and including this number, as far as this
+    /// process knows. Zero if there is no shared log.
+    shared_trimmed_through: AtomicU64,
     pub(super) latest: Latest,
     pub(super) pieces: Pieces,
 }
@@ -28,6 +31,7 @@ impl Readable {
             epochs: Epochs::new(epoch),
             policies,
             visible_through: AtomicU64::new(0),
+            shared_trimmed_through: AtomicU64::new(0),
             latest: Latest::default(),
             pieces: Pieces::default(),
         }
@@ -41,6 +45,15 @@ impl Readable {
     /// lock, and has stored the records in their channels.
     pub(super) fn raise_visible_through(&self, number: u64) {
         self.visible_through.store(number, Ordering::Release);
+    }
+
+    pub(super) fn shared_trimmed_through(&self) -> u64 {
+        self.shared_trimmed_through.load(Ordering::Acquire)
+    }
+
+    /// Notes that the shared log no longer has the records up to and including this number.
+    pub(super) fn note_shared_trimmed(&self, through: u64) {
+        self.shared_trimmed_through.fetch_max(through, Ordering::AcqRel);
     }
 
     /// Returns whether the shared log may still contain the records after this number that a

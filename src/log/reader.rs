@@ -5,6 +5,10 @@
 //! topic was joined. Then the *ordered* read continues after the cursor and moves it. During a
 //! replay the cursor does not move and no id is sent, because a client that reconnected with such
 //! an id would never receive the rest of the replay.
+//!
+//! A channel may have the [outline](super::store::Outline) of a record in place of the record. A
+//! read without a block ends before the first such record of its channels. The next read then
+//! requests the block that has this record.
 
 use std::collections::hash_map::HashMap;
 use std::collections::hash_set::HashSet;
@@ -17,7 +21,7 @@ use super::batch::{Batch, Piece};
 use super::channel::Channel;
 use super::pick::Pick;
 use super::readable::Readable;
-use super::store::Record;
+use super::store::{Record, Store};
 use super::subscribe::{Begin, Joining, Since, TooManyTopics};
 use crate::types::{Address, ConnectionId, GapReason, LagPolicy, Start, Topic};
 
@@ -62,9 +66,13 @@ pub(super) struct Reader {
     stage: Stage,
     /// The cursor with which the client reconnected. Unset for a new stream.
     resumed_at: Number,
-    /// Whether the client has reconnected with a cursor and has not caught up with the log since
-    /// then.
+    /// Whether the client has reconnected with a cursor or has asked for a history, and has not
+    /// caught up with the log since then.
     is_returning: bool,
+    /// Whether channels may have outlines after the cursor: the reader has entered a channel, and
+    /// has not caught up with the log since then. A channel with a listener gets no outlines, so a
+    /// reader that has caught up needs no block for any of its channels.
+    may_meet_outlines: bool,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -183,6 +191,7 @@ impl Reader {
     /// Adds a channel without a replay. `slot` is the connection's place among the channel's
     /// listeners. Ordered reads of the channel start after `since`.
     pub(super) fn enter(&mut self, channel: Arc<Channel>, slot: u32, since: u64) {
+        self.may_meet_outlines = true;
         self.memberships.push(Membership { channel, slot, since, reported_through: 0, replay: None });
     }
 
@@ -225,6 +234,7 @@ impl Reader {
             self.changed_at = Number::some(at);
         }
         self.replaying |= replay.is_some();
+        self.may_meet_outlines = true;
         self.memberships.push(Membership { channel, slot, since, reported_through, replay: replay.map(Box::new) });
     }
 
@@ -325,6 +335,8 @@ impl Reader {
             Start::Oldest => (base, true),
         };
         self.cursor = cursor;
+        // While the stream waits for a block, a channel may drop records that it has not read yet.
+        self.is_returning = cursor < visible_through;
         for membership in &mut self.memberships {
             let store = membership.channel.store.lock();
             // Records after `visible_through` that are dropped unread are always a gap. Records
@@ -338,7 +350,10 @@ impl Reader {
             let pending_gap =
                 is_missing.then(|| log.epochs.reason(trimmed_through, base).unwrap_or(GapReason::Trimmed));
             let has_values = cursor > base && store.has_values();
-            membership.reported_through = trimmed_through;
+            // If gaps are not reported, a loss that another stream has found in the shared log must
+            // not end this stream again.
+            let lost_through = if reports_gaps { 0 } else { membership.channel.lost_through().min(visible_through) };
+            membership.reported_through = trimmed_through.max(lost_through);
             membership.since = after.max(cursor);
             if has_values || pending_gap.is_some() {
                 membership.replay = Some(Box::new(Replay { pending_gap, ..Replay::values_after(after) }));
@@ -353,11 +368,14 @@ impl Reader {
     pub(super) fn begins_with_gap(&self, log: &Readable, can_backfill: bool) -> bool {
         self.memberships.iter().any(|membership| {
             let Membership { channel, since, reported_through, replay, .. } = membership;
-            let trimmed_through = channel.store.lock().trimmed_through();
+            let store = channel.store.lock();
+            let (trimmed_through, outlined_through) = (store.trimmed_through(), store.outlined_through());
+            drop(store);
             let is_lost = |after: u64| {
                 let known = after.max(*reported_through);
-                let may_backfill = can_backfill && log.may_backfill(channel, after) && channel.lost_through() <= known;
-                trimmed_through > known && !may_backfill
+                let is_lost_there = channel.lost_through() > known;
+                let may_backfill = can_backfill && log.may_backfill(channel, after) && !is_lost_there;
+                (trimmed_through > known && !may_backfill) || (outlined_through > known && is_lost_there)
             };
             is_lost(self.cursor.max(*since))
                 || replay.as_ref().is_some_and(|replay| {
@@ -428,36 +446,40 @@ impl Reader {
             let channel = &membership.channel;
             let store = channel.store.lock();
             pick.offer(channel, store.values_between(replay.values_after, upto));
-            let known = replay.records_after.max(membership.reported_through);
-            let is_short = replay.records_after < cursor && store.trimmed_through() > known;
-            if is_short
-                && let Some(block) = block.as_deref().filter(|block| block.after <= replay.records_after)
-                && log.may_backfill(channel, replay.records_after)
+            let mut known = replay.records_after.max(membership.reported_through);
+            let is_due = replay.records_after < cursor;
+            let can_backfill = batch.can_backfill && log.may_backfill(channel, replay.records_after);
+            if is_due && store.trimmed_through() > known && !can_backfill {
+                known = store.trimmed_through();
+                gaps.push((index, store.trimmed_through()));
+                batch.gap.push(channel.address.clone());
+                batch.gap_reason = Some(GapReason::Trimmed);
+            }
+            if let Some(lack) = Lack::find(&store, replay.records_after, known, can_backfill)
+                && is_due
+                && lack.after < upto
             {
-                let missing = block.missing(channel, lost).min(store.trimmed_through());
-                if missing > known {
+                let Some(block) = block.as_deref().filter(|block| block.after <= lack.after) else {
+                    // A record was dropped after `block_for_replay` had checked this channel. The
+                    // caller must provide a block first.
+                    (batch.gap, batch.gap_reason) = (SmallVec::new(), None);
+                    batch.needs_block_after = Some(lack.after);
+                    return;
+                };
+                let missing = block.missing(channel, lost).min(lack.through);
+                if missing > known.max(lack.after) {
                     channel.note_lost(missing);
                     gaps.push((index, missing));
                     batch.gap.push(channel.address.clone());
                     batch.gap_reason = Some(if lost.is_some() { GapReason::Lost } else { GapReason::Trimmed });
                 }
-                if missing < store.trimmed_through() {
+                if missing < lack.through {
                     let is_also_for = |record: &Record, other: &Channel| block.is_also_for(record.sequence, other);
                     let unread = |record: &&Arc<Record>| !self.has_read(index, record, is_also_for);
-                    pick.offer(channel, block.between(channel, replay.records_after, upto).filter(unread));
+                    pick.offer(channel, block.between(channel, lack.after, upto).filter(unread));
                     continue;
                 }
                 // The block has nothing that memory does not have.
-            } else if is_short && batch.can_backfill && log.may_backfill(channel, replay.records_after) {
-                // A record was dropped after `block_for_replay` had checked this channel. The
-                // caller must provide a block first.
-                (batch.gap, batch.gap_reason) = (SmallVec::new(), None);
-                batch.needs_block_after = Some(replay.records_after);
-                return;
-            } else if is_short {
-                gaps.push((index, store.trimmed_through()));
-                batch.gap.push(channel.address.clone());
-                batch.gap_reason = Some(GapReason::Trimmed);
             }
             let is_also_for = |record: &Record, other: &Channel| record.union.contains(&other.unique);
             let unread = |record: &&Arc<Record>| !self.has_read(index, record, is_also_for);
@@ -486,18 +508,18 @@ impl Reader {
     /// or no block and the cursor if no block is needed or the batch cannot have blocks. If the
     /// needed block is missing, sets `batch.needs_block_after` and returns an error.
     fn block_for_replay(&self, log: &Readable, batch: &mut Batch) -> Result<(Option<Arc<Block>>, u64), ()> {
-        let block = batch.block.take();
-        let is_short = |membership: &&Membership| {
-            membership.replay.as_ref().is_some_and(|replay| {
-                let trimmed_through = membership.channel.store.lock().trimmed_through();
-                let known = replay.records_after.max(membership.reported_through);
-                replay.records_after < self.cursor
-                    && trimmed_through > known
-                    && log.may_backfill(&membership.channel, replay.records_after)
-            })
+        let block = batch.block.take().filter(|_| batch.can_backfill);
+        if !batch.can_backfill {
+            return Ok((None, self.cursor));
+        }
+        let lacks_after = |membership: &Membership| {
+            let after = membership.replay.as_ref()?.records_after;
+            let known = after.max(membership.reported_through);
+            let can_backfill = log.may_backfill(&membership.channel, after);
+            let lack = Lack::find(&membership.channel.store.lock(), after, known, can_backfill)?;
+            Some(lack.after).filter(|after| *after < self.cursor)
         };
-        let short = self.memberships.iter().filter(is_short).filter_map(|membership| membership.replay.as_deref());
-        let Some(low) = short.map(|replay| replay.records_after).min().filter(|_| batch.can_backfill) else {
+        let Some(low) = self.memberships.iter().filter_map(lacks_after).min() else {
             return Ok((None, self.cursor));
         };
         match block.filter(|block| block.covers(log.base(), low)) {
@@ -558,22 +580,40 @@ impl Reader {
         due
     }
 
+    /// Returns the number before the first record after the cursor that one of these channels
+    /// lacks, or `visible_through` if they lack none.
+    fn before_outlines(&self, due: &[u32], visible_through: u64) -> u64 {
+        let before = |index: &u32| {
+            let Membership { channel, since, .. } = &self.memberships[*index as usize];
+            channel.store.lock().first_outline(self.cursor.max(*since)).map(|outline| outline - 1)
+        };
+        due.iter().filter_map(before).fold(visible_through, u64::min)
+    }
+
     /// Reads records after the cursor in the order of the log, and moves the cursor.
     fn read_ordered(&mut self, log: &Readable, visible_through: u64, me: ConnectionId, batch: &mut Batch) {
         let cursor = self.cursor;
         let can_backfill = batch.can_backfill && self.is_returning;
-        let block = batch.block.take().filter(|block| can_backfill && block.covers(log.base(), cursor));
-        let (upto, lost) = self.span(block.as_deref(), cursor, visible_through);
+        let may_meet_outlines = batch.can_backfill && self.may_meet_outlines;
+        let is_usable = |block: &Arc<Block>| (can_backfill || may_meet_outlines) && block.covers(log.base(), cursor);
+        let block = batch.block.take().filter(is_usable);
         let due = self.due(log);
+        let mut end = visible_through;
+        if may_meet_outlines && block.is_none() {
+            end = self.before_outlines(&due, end);
+            if end == cursor {
+                batch.needs_block_after = Some(cursor);
+                return;
+            }
+        }
+        let (upto, lost) = self.span(block.as_deref(), cursor, end);
         if let [only] = due[..]
             && block.is_none()
             && batch.allows_pieces
             && let Some(piece) = self.memberships[only as usize].piece(log, cursor, upto)
         {
-            self.cursor = piece.upto;
+            self.move_to(piece.upto, visible_through, batch);
             batch.piece = Some(piece);
-            batch.has_more = self.cursor < visible_through;
-            self.is_returning &= batch.has_more;
             return;
         }
         let mut pick = Pick::new(me, batch.wants_addresses);
@@ -581,39 +621,72 @@ impl Reader {
             let Membership { channel, since, reported_through, .. } = &mut self.memberships[index as usize];
             let after = cursor.max(*since);
             let store = channel.store.lock();
-            let known = after.max(*reported_through);
-            if store.trimmed_through() > known {
-                if can_backfill && log.may_backfill(channel, cursor) {
-                    let Some(block) = block.as_deref() else {
-                        // Report the gaps that were found so far before asking for a block.
-                        batch.needs_block_after = batch.gap.is_empty().then_some(cursor);
-                        return;
-                    };
-                    let missing = block.missing(channel, lost).min(store.trimmed_through());
-                    if missing > known {
-                        *reported_through = missing;
-                        channel.note_lost(missing);
-                        let reason = if lost.is_some() { GapReason::Lost } else { GapReason::Trimmed };
-                        batch.gap_reason = batch.gap_reason.or(Some(reason));
-                        batch.gap.push(channel.address.clone());
-                    }
-                    if missing < store.trimmed_through() {
-                        pick.offer(channel, block.between(channel, after, upto));
-                        continue;
-                    }
-                    // The block has nothing that memory does not have.
-                } else {
-                    *reported_through = store.trimmed_through();
-                    batch.gap_reason = batch.gap_reason.or_else(|| log.epochs.reason(store.trimmed_through(), cursor));
+            let mut known = after.max(*reported_through);
+            let may_backfill = can_backfill && log.may_backfill(channel, cursor);
+            if store.trimmed_through() > known && !may_backfill {
+                known = store.trimmed_through();
+                *reported_through = known;
+                batch.gap_reason = batch.gap_reason.or_else(|| log.epochs.reason(store.trimmed_through(), cursor));
+                batch.gap.push(channel.address.clone());
+                batch.disconnects |= log.policies.get(channel.policy).lag == LagPolicy::Disconnect;
+            }
+            if batch.can_backfill
+                && let Some(lack) = Lack::find(&store, after, known, may_backfill)
+                && lack.after < upto
+            {
+                let Some(block) = block.as_deref() else {
+                    // Report the gaps that were found so far before asking for a block.
+                    batch.needs_block_after = batch.gap.is_empty().then_some(cursor);
+                    return;
+                };
+                let missing = block.missing(channel, lost).min(lack.through);
+                if missing > known.max(lack.after) {
+                    *reported_through = missing;
+                    channel.note_lost(missing);
+                    let reason = if lost.is_some() { GapReason::Lost } else { GapReason::Trimmed };
+                    batch.gap_reason = batch.gap_reason.or(Some(reason));
                     batch.gap.push(channel.address.clone());
-                    batch.disconnects |= log.policies.get(channel.policy).lag == LagPolicy::Disconnect;
                 }
+                if missing < lack.through {
+                    pick.offer(channel, block.between(channel, lack.after, upto));
+                    continue;
+                }
+                // The block has nothing that memory does not have.
             }
             pick.offer(channel, store.ring_between(after, upto));
             pick.offer(channel, store.values_between(after, upto));
         }
-        self.cursor = pick.finish(upto, batch);
-        batch.has_more = self.cursor < visible_through;
+        let cursor = pick.finish(upto, batch);
+        self.move_to(cursor, visible_through, batch);
+    }
+
+    /// Moves the cursor after an ordered read.
+    fn move_to(&mut self, cursor: u64, visible_through: u64, batch: &mut Batch) {
+        self.cursor = cursor;
+        batch.has_more = cursor < visible_through;
         self.is_returning &= batch.has_more;
+        self.may_meet_outlines &= batch.has_more;
+    }
+}
+
+/// The records that a channel lacks and that the shared log may have.
+#[derive(Clone, Copy, Debug)]
+struct Lack {
+    /// The channel lacks no record up to and including this number that the reader has not read.
+    after: u64,
+    /// The channel has every record after this number.
+    through: u64,
+}
+
+impl Lack {
+    /// Returns the records after `after` that a channel lacks, or `None` if it lacks none. No gap
+    /// is reported any more for the records up to and including `known`. If `can_backfill` is
+    /// false, only the records of outlines count, because the reader gets a gap for the others.
+    fn find(store: &Store, after: u64, known: u64, can_backfill: bool) -> Option<Self> {
+        let through = store.outlined_through();
+        if can_backfill && store.trimmed_through() > known {
+            return Some(Self { after, through: through.max(store.trimmed_through()) });
+        }
+        store.first_outline(after).map(|outline| Self { after: outline - 1, through })
     }
 }

@@ -15,24 +15,25 @@ use std::sync::Arc;
 use smallvec::SmallVec;
 
 use super::channel::Channel;
-use super::entry::Entry;
+use super::dormancy::{Dormancy, Single};
+use super::entry::{Entry, Unread};
 use super::epochs::{Break, LogEpoch};
 use super::listener::Listener;
 use super::marks::Marks;
 use super::readable::Readable;
-use super::store::{Dropped, Part, PerPart, Record, Store};
+use super::store::{Dropped, Outline, Part, PerPart, RECORD_OVERHEAD, Record, Store};
 use super::time::{Millis, millis};
 use super::waking::PendingWakes;
 use crate::macros::shrink_if_sparse;
-use crate::types::retention::Kind;
-use crate::types::{Address, Audience};
+use crate::types::retention::{Kind, Retention};
+use crate::types::{Address, Audience, ScopeName};
 
-/// The maximum number of records and channels that one sweep drops.
+/// The maximum number of records and channels that one sweep drops or makes dormant.
 const MAX_PER_SWEEP: usize = 256;
 /// The minimum time between two sweeps by publishers and by changes of subscriptions, in
 /// milliseconds, unless a sweep has left work.
 const SWEEP_INTERVAL: Millis = 100;
-/// The number of the channel of [`Address::Everyone`], which is never removed.
+/// The number of the channel of [`Address::Everyone`] of the root scope, which is never removed.
 const EVERYONE: u32 = 0;
 
 /// The bounds of all channels together.
@@ -43,6 +44,9 @@ pub(crate) struct Budgets {
     /// The time after which a sweep removes an empty channel without listeners, in milliseconds.
     /// The channel is removed earlier if it has dropped no record, or to save memory.
     pub(crate) grace: Millis,
+    /// The time without listeners after which a channel of a shared log is
+    /// [dormant](super::dormancy), in milliseconds. `None` if this is no shared log.
+    pub(crate) dormant_after: Option<Millis>,
 }
 
 /// The work that is left after a sweep.
@@ -78,6 +82,8 @@ pub(super) struct Sequencer {
     /// Channels that were empty and without listeners when they were added, in the order of adding.
     /// Each has the time since which it was idle, its number and its unique number.
     idle: VecDeque<(Millis, u32, u64)>,
+    /// `None` if this is no shared log. Then no channel is ever dormant.
+    pub(super) dormancy: Option<Dormancy>,
     next_sweep: Millis,
     /// Records to be freed after the lock is released.
     dropped: Dropped,
@@ -191,8 +197,8 @@ impl Sequencer {
             ring: Lanes::new(policies.all().iter().map(|retention| retention.ring.age)),
             keyed: Lanes::new(policies.all().iter().map(|retention| retention.keyed.age)),
         };
-        let policy = policies.index(&Address::Everyone);
-        let everyone = Arc::new(Channel::new(Address::Everyone, EVERYONE, 0, policy, 0));
+        let policy = policies.index(&Address::Everyone(ScopeName::ROOT));
+        let everyone = Arc::new(Channel::new(Address::Everyone(ScopeName::ROOT), EVERYONE, 0, policy, 0));
         readable.latest.cover(EVERYONE as usize);
         Self {
             readable,
@@ -200,7 +206,7 @@ impl Sequencer {
             last: 0,
             trimmed_through: 0,
             marks: Marks::default(),
-            channels: HashMap::from([(Address::Everyone, Arc::clone(&everyone))]),
+            channels: HashMap::from([(Address::Everyone(ScopeName::ROOT), Arc::clone(&everyone))]),
             numbers: vec![Some(everyone)],
             free: BinaryHeap::new(),
             unique: 0,
@@ -208,6 +214,7 @@ impl Sequencer {
             retained: PerPart::default(),
             evicted: 0,
             idle: VecDeque::new(),
+            dormancy: budgets.dormant_after.map(Dormancy::new),
             next_sweep: 0,
             dropped: Dropped::new(),
             forgotten: Vec::new(),
@@ -249,7 +256,12 @@ impl Sequencer {
         let (record, channels) = self.record(epoch, sequence, entry, now);
         let mut receivers = 0;
         for channel in channels {
-            self.apply(&channel, Arc::clone(&record), now);
+            if channel.is_dormant() {
+                let cost = u32::try_from(record.cost()).unwrap_or(u32::MAX);
+                self.outline(&channel, Outline { sequence: record.sequence, at: record.at, cost }, now);
+            } else {
+                self.apply(&channel, Arc::clone(&record), now);
+            }
             channel.raise_latest(&self.readable.latest, record.sequence);
             let listening = channel.listening();
             receivers += listening;
@@ -260,6 +272,92 @@ impl Sequencer {
         self.fit_budgets(now);
         self.readable.raise_visible_through(self.last);
         receivers
+    }
+
+    /// Stores the outline of a record in its channels, and raises `visible_through` to its number,
+    /// which is above all earlier numbers. Returns false, and changes nothing, if one of the
+    /// channels needs the record itself.
+    pub(super) fn append_outline(&mut self, number: u64, audience: &Audience, unread: Unread, now: Millis) -> bool {
+        let mut channels: SmallVec<[Arc<Channel>; 1]> = SmallVec::new();
+        for address in audience.addresses() {
+            match self.channels.get(address) {
+                Some(channel) if channel.is_dormant() => channels.push(Arc::clone(channel)),
+                // No reader of this instance will ask for the record: see `record`.
+                None if matches!(address, Address::Connection(..)) => {}
+                None if self.may_be_dormant(address) => {}
+                Some(_) | None => return false,
+            }
+        }
+        if channels.len() < audience.addresses().len() {
+            let addresses = audience.addresses().iter();
+            let stored = addresses.filter(|address| !matches!(address, Address::Connection(..)));
+            channels = stored.map(|address| self.channel_of_record(address)).collect();
+        }
+        self.outline_in(&channels, number, unread, now);
+        true
+    }
+
+    /// As [`append_outline`](Self::append_outline), for a record with one address. Returns false,
+    /// and changes nothing, if its channel is not dormant.
+    pub(super) fn append_outline_of(&mut self, number: u64, to: Single<'_>, unread: Unread, now: Millis) -> bool {
+        let Some(channel) = self.dormancy.as_ref().and_then(|dormancy| dormancy.find(to)).cloned() else {
+            return false;
+        };
+        self.outline_in(&[channel], number, unread, now);
+        true
+    }
+
+    fn outline_in(&mut self, channels: &[Arc<Channel>], number: u64, unread: Unread, now: Millis) {
+        self.last = number;
+        let at = unread.published.map_or(now, |at| at.min(now));
+        let cost = unread.bytes.saturating_add(RECORD_OVERHEAD as u32);
+        for channel in channels {
+            self.outline(channel, Outline { sequence: number, at, cost }, now);
+            channel.raise_latest(&self.readable.latest, number);
+        }
+        self.fit_budgets(now);
+        self.readable.raise_visible_through(number);
+    }
+
+    /// Returns whether the channel of an address may be dormant.
+    fn may_be_dormant(&self, address: &Address) -> bool {
+        self.dormancy.is_some()
+            && match address {
+                Address::Topic(_) | Address::User(_) => !self.readable.policies.keeps_values(address),
+                Address::Everyone(_) | Address::EveryScope | Address::Connection(..) => false,
+            }
+    }
+
+    /// Returns the channel of an address of a record. If it does not exist, creates it, dormant if
+    /// possible.
+    fn channel_of_record(&mut self, address: &Address) -> Arc<Channel> {
+        if let Some(channel) = self.channels.get(address) {
+            return Arc::clone(channel);
+        }
+        let channel = self.channel(address);
+        if self.may_be_dormant(address)
+            && let Some(dormancy) = &mut self.dormancy
+        {
+            dormancy.add(&channel);
+        }
+        channel
+    }
+
+    /// Makes a channel dormant whose last listener left at `since`, before the grace period.
+    /// Replaces at most `most` records by their outlines. If the channel has more, it stays in the
+    /// queue of [`Dormancy`]. Returns the number of replaced records.
+    fn make_dormant(&mut self, channel: &Arc<Channel>, since: Millis, most: usize, now: Millis) -> usize {
+        let (count, is_done) =
+            self.retained.change(&channel.store, |store| store.outline_oldest(most, &mut self.dropped));
+        if let Some(dormancy) = &mut self.dormancy {
+            if is_done {
+                dormancy.add(channel);
+            } else {
+                dormancy.note_left(channel, since);
+            }
+        }
+        self.note_if_idle(channel, now);
+        count
     }
 
     /// Stores current values that were loaded from the shared log. The caller raises
@@ -313,7 +411,7 @@ impl Sequencer {
         self.readable.epochs.note_break(found);
         self.last = found.at;
         let channels: Vec<_> = match audience {
-            Some(audience) => audience.addresses().iter().map(|address| self.channel(address)).collect(),
+            Some(audience) => audience.addresses().iter().map(|address| self.channel_of_record(address)).collect(),
             None => {
                 self.trimmed_through = self.trimmed_through.max(found.at);
                 self.marks.clear();
@@ -365,8 +463,8 @@ impl Sequencer {
                 // A record for a connection without a channel is not stored: the connection is
                 // closed, or open on another instance, so no reader of this instance will ask for
                 // the record.
-                Address::Connection(_) => channels.extend(self.find_channel(address)),
-                _ => channels.push(self.channel(address)),
+                Address::Connection(..) => channels.extend(self.find_channel(address)),
+                _ => channels.push(self.channel_of_record(address)),
             }
         }
         let record = Arc::new(Record {
@@ -413,9 +511,15 @@ impl Sequencer {
     }
 
     /// Adds a listener to the channel of an address. Returns the channel, and the slot for
-    /// [`exit`](Self::exit).
+    /// [`exit`](Self::exit). Drops the outlines of records that the shared log no longer has, so
+    /// that the listener does not ask for them.
     pub(super) fn enter(&mut self, address: &Address, listener: Arc<dyn Listener>) -> (Arc<Channel>, u32) {
         let channel = self.channel(address);
+        if let Some(dormancy) = &mut self.dormancy {
+            dormancy.remove(&channel);
+            let through = self.readable.shared_trimmed_through();
+            self.retained.change(&channel.store, |store| store.drop_outlines(through));
+        }
         let slot = channel.add_listener(listener);
         (channel, slot)
     }
@@ -427,13 +531,18 @@ impl Sequencer {
         if channel.listening() > 0 {
             return;
         }
-        if let Address::Connection(_) = channel.address {
+        if let Address::Connection(..) = channel.address {
             // No later connection has the same id. So the records can be dropped without a mark,
             // because no later reader has to report a gap for them.
             let contents = self.retained.change(&channel.store, Store::clear);
             self.forgotten.extend(Some(contents).filter(|store| !store.is_empty()));
             self.remove(channel);
         } else {
+            if self.may_be_dormant(&channel.address)
+                && let Some(dormancy) = &mut self.dormancy
+            {
+                dormancy.note_left(channel, now);
+            }
             self.note_if_idle(channel, now);
         }
     }
@@ -448,8 +557,9 @@ impl Sequencer {
         }
     }
 
-    /// Drops records that are past their age, and removes channels that have been idle for the
-    /// grace period. Stops after [`MAX_PER_SWEEP`] of them.
+    /// Drops records that are past their age, replaces records of channels without listeners by
+    /// their outlines, and removes channels that have been idle for the grace period. Stops after
+    /// [`MAX_PER_SWEEP`] records and channels.
     pub(super) fn sweep(&mut self, now: Millis) -> Swept {
         let mut left = MAX_PER_SWEEP;
         for policy in 0..self.readable.policies.all().len() {
@@ -464,6 +574,13 @@ impl Sequencer {
                 }
             }
         }
+        while left > 0
+            && let Some((since, number, unique)) = self.dormancy.as_mut().and_then(|dormancy| dormancy.take_due(now))
+        {
+            let channel = self.find(number, unique);
+            let moved = channel.map_or(0, |channel| self.make_dormant(&channel, since, left, now));
+            left -= moved.max(1);
+        }
         while left > 0 && self.idle.front().is_some_and(|(since, ..)| since.saturating_add(self.budgets.grace) <= now) {
             left -= 1;
             self.forget_oldest_idle(Some(now));
@@ -471,7 +588,11 @@ impl Sequencer {
         self.shrink();
         if left == 0 {
             Swept::More
-        } else if !self.idle.is_empty() || self.lanes.ring.is_aging() || self.lanes.keyed.is_aging() {
+        } else if !self.idle.is_empty()
+            || self.lanes.ring.is_aging()
+            || self.lanes.keyed.is_aging()
+            || self.dormancy.as_ref().is_some_and(Dormancy::is_waiting)
+        {
             Swept::Later
         } else {
             Swept::Nothing
@@ -479,10 +600,26 @@ impl Sequencer {
     }
 
     fn apply(&mut self, channel: &Arc<Channel>, record: Arc<Record>, now: Millis) {
-        let is_from_before = record.at < now;
+        let at = record.at;
+        self.change(channel, at, now, |store, retention, dropped| store.apply(record, retention, dropped));
+    }
+
+    fn outline(&mut self, channel: &Arc<Channel>, outline: Outline, now: Millis) {
+        self.change(channel, outline.at, now, |store, retention, dropped| store.outline(outline, retention, dropped));
+    }
+
+    /// Adds a record of the time `at`, or its outline, to a channel.
+    fn change(
+        &mut self,
+        channel: &Arc<Channel>,
+        at: Millis,
+        now: Millis,
+        add: impl FnOnce(&mut Store, &Retention, &mut Dropped),
+    ) {
+        let is_from_before = at < now;
         let mut is_expired = false;
         self.retained.change(&channel.store, |store| {
-            store.apply(record, self.readable.policies.get(channel.policy), &mut self.dropped);
+            add(store, self.readable.policies.get(channel.policy), &mut self.dropped);
             for part in [Part::Ring, Part::Keyed] {
                 let lanes = self.lanes.of(part);
                 if let Some(age) = lanes.age(channel.policy).filter(|_| is_from_before) {
@@ -559,11 +696,12 @@ impl Sequencer {
         if channel.number == EVERYONE || channel.listening() > 0 {
             return;
         }
+        let is_within_grace = self.dormancy.as_ref().is_some_and(|dormancy| dormancy.is_within_grace(channel));
         let (is_empty, trimmed_through) = {
             let store = channel.store.lock();
             (store.is_empty(), store.trimmed_through())
         };
-        if is_empty && trimmed_through <= self.trimmed_through {
+        if is_empty && trimmed_through <= self.trimmed_through && !is_within_grace {
             // No mark is needed: a new channel starts at this or a higher `trimmed_through`, so its
             // readers report every gap of this channel.
             self.remove(channel);
@@ -602,6 +740,9 @@ impl Sequencer {
     }
 
     fn remove(&mut self, channel: &Channel) {
+        if let Some(dormancy) = &mut self.dormancy {
+            dormancy.remove(channel);
+        }
         let bytes = channel.store.lock().bytes();
         self.retained.ring -= bytes.ring;
         self.retained.keyed -= bytes.keyed;
@@ -626,6 +767,9 @@ impl Sequencer {
         }
         shrink_if_sparse!(self.channels);
         shrink_if_sparse!(self.idle);
+        if let Some(dormancy) = &mut self.dormancy {
+            dormancy.shrink();
+        }
         let numbers = &self.numbers;
         let exists = |waiting: &Waiting| {
             let channel = numbers.get(waiting.number as usize).and_then(Option::as_ref);

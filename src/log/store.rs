@@ -1,6 +1,11 @@
 //! The storage of one channel: a ring of records, the current value of each key, and
 //! `trimmed_through`.
 //!
+//! On a shared log, the oldest records of a ring may be [`Outline`]s: only the shared log has these
+//! records. An outline counts against the bounds of the channel like its record, with an estimate
+//! of the record's size. Apart from that estimate, `trimmed_through` does not depend on whether a
+//! channel has the records themselves.
+//!
 //! `trimmed_through` is the number of the newest record that the channel has dropped without a
 //! replacement. It never decreases. A reader whose cursor is below it has missed a record and must
 //! report a gap.
@@ -31,6 +36,10 @@ const VALUE_OVERHEAD: usize = 90;
 const CHANNEL_OVERHEAD: usize = 440;
 /// The number of additional bytes that a channel takes while it has current values.
 const VALUES_OVERHEAD: usize = 330;
+/// The number of bytes that an outline takes.
+const OUTLINE_BYTES: usize = 32;
+/// The number of additional bytes that a channel takes while it has outlines.
+const OUTLINES_OVERHEAD: usize = 64;
 
 /// One record, shared by all channels of its audience.
 #[derive(Debug)]
@@ -75,7 +84,26 @@ pub(super) struct Store {
 #[derive(Debug, Default)]
 struct Ring {
     records: VecDeque<Arc<Record>>,
+    /// The bytes of `records`.
     bytes: usize,
+    /// The outlines of the records before `records`. `None` while the ring has none.
+    outlines: Option<Box<Outlines>>,
+}
+
+/// The place of a record in a ring, without the record. Only the shared log has the record.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Outline {
+    pub(super) sequence: u64,
+    pub(super) at: Millis,
+    /// The approximate bytes of the record, which count against the bounds of the channel.
+    pub(super) cost: u32,
+}
+
+#[derive(Debug, Default)]
+struct Outlines {
+    entries: VecDeque<Outline>,
+    /// The sum of the costs of `entries`.
+    cost: usize,
 }
 
 #[derive(Debug, Default)]
@@ -158,7 +186,7 @@ impl Store {
     }
 
     pub(super) fn is_empty(&self) -> bool {
-        self.ring.records.is_empty() && self.keyed.is_none()
+        self.ring.is_empty() && self.keyed.is_none()
     }
 
     /// Returns the memory of the store in bytes. The channel itself counts while it has records or
@@ -166,9 +194,9 @@ impl Store {
     /// memory is part of the memory of their connections.
     pub(super) fn bytes(&self) -> PerPart<usize> {
         let keyed = self.keyed.as_ref().map_or(0, |keyed| keyed.bytes + VALUES_OVERHEAD);
-        let mut bytes = PerPart { ring: self.ring.bytes, keyed };
+        let mut bytes = PerPart { ring: self.ring.memory(), keyed };
         let channel = CHANNEL_OVERHEAD + self.name as usize;
-        if !self.ring.records.is_empty() || self.idle_since.is_some() {
+        if !self.ring.is_empty() || self.idle_since.is_some() {
             bytes.ring += channel;
         } else if self.keyed.is_some() {
             bytes.keyed += channel;
@@ -200,16 +228,68 @@ impl Store {
         self.tidy();
     }
 
+    /// Stores the outline of a record that is newer than all others, and drops the oldest ones
+    /// that no longer fit. The ring must have no records.
+    pub(super) fn outline(&mut self, outline: Outline, retention: &Retention, dropped: &mut Dropped) {
+        self.ring.outlines.get_or_insert_default().push(outline);
+        self.fit(Part::Ring, &retention.ring, dropped);
+    }
+
+    /// Replaces the oldest records in the ring by their outlines, at most `most` records. Returns
+    /// the number of replaced records, and whether the ring now has no records.
+    pub(super) fn outline_oldest(&mut self, most: usize, dropped: &mut Dropped) -> (usize, bool) {
+        let mut count = 0;
+        while count < most
+            && let Some(record) = self.ring.pop()
+        {
+            let cost = u32::try_from(record.cost()).unwrap_or(u32::MAX);
+            let outlines = self.ring.outlines.get_or_insert_default();
+            outlines.push(Outline { sequence: record.sequence, at: record.at, cost });
+            dropped.push(record);
+            count += 1;
+        }
+        (count, self.ring.records.is_empty())
+    }
+
+    /// Drops the outlines of the records up to and including this number.
+    pub(super) fn drop_outlines(&mut self, through: u64) {
+        while self.first_outline(0).is_some_and(|first| first <= through) {
+            let dropped = self.ring.pop_outline();
+            self.raise_trimmed_through(dropped.unwrap_or(0));
+        }
+    }
+
+    /// Returns the number of the first record after this number that only the shared log has.
+    pub(super) fn first_outline(&self, after: u64) -> Option<u64> {
+        let entries = &self.ring.outlines.as_ref()?.entries;
+        let start = entries.partition_point(|outline| outline.sequence <= after);
+        entries.get(start).map(|outline| outline.sequence)
+    }
+
+    /// Returns the number of the last record that only the shared log has, or zero.
+    pub(super) fn outlined_through(&self) -> u64 {
+        self.ring.outlines.as_ref().and_then(|outlines| outlines.entries.back()).map_or(0, |outline| outline.sequence)
+    }
+
     /// Returns the number and the time of the oldest record of one part.
     pub(super) fn oldest(&self, part: Part) -> Option<(u64, Millis)> {
         let record = match part {
-            Part::Ring => self.ring.records.front()?,
+            Part::Ring => match &self.ring.outlines {
+                Some(outlines) => return outlines.entries.front().map(|outline| (outline.sequence, outline.at)),
+                None => self.ring.records.front()?,
+            },
             Part::Keyed => self.keyed.as_ref()?.by_sequence.first_key_value()?.1,
         };
         Some((record.sequence, record.at))
     }
 
     pub(super) fn drop_oldest(&mut self, part: Part, dropped: &mut Dropped) {
+        if part == Part::Ring
+            && let Some(sequence) = self.ring.pop_outline()
+        {
+            self.trimmed_through = self.trimmed_through.max(sequence);
+            return;
+        }
         let oldest = match part {
             Part::Ring => self.ring.pop(),
             Part::Keyed => self.keyed.as_mut().and_then(|keyed| keyed.pop()),
@@ -243,9 +323,12 @@ impl Store {
         keyed.into_iter().flat_map(move |keyed| keyed.by_sequence.range(after + 1..=upto).map(|(_, record)| record))
     }
 
-    /// Returns the `count` newest numbers in the ring with `after < number <= upto`, newest first.
+    /// Returns the `count` newest numbers in the ring with `after < number <= upto`, newest first,
+    /// including those of records that only the shared log has.
     pub(super) fn newest(&self, count: usize, after: u64, upto: u64) -> impl Iterator<Item = u64> {
-        let numbers = self.ring.records.iter().rev().map(|record| record.sequence);
+        let outlines = self.ring.outlines.iter().flat_map(|outlines| outlines.entries.iter().rev());
+        let records = self.ring.records.iter().rev().map(|record| record.sequence);
+        let numbers = records.chain(outlines.map(|outline| outline.sequence));
         numbers.skip_while(move |number| *number > upto).take_while(move |number| *number > after).take(count)
     }
 
@@ -254,7 +337,7 @@ impl Store {
     fn fit(&mut self, part: Part, bounds: &Bounds, dropped: &mut Dropped) {
         loop {
             let (count, bytes) = match part {
-                Part::Ring => (self.ring.records.len(), self.ring.bytes),
+                Part::Ring => self.ring.size(),
                 Part::Keyed => self.keyed.as_ref().map_or((0, 0), |keyed| (keyed.by_sequence.len(), keyed.bytes)),
             };
             if count <= 1 || (count <= bounds.count && bytes <= bounds.bytes) {
@@ -271,7 +354,48 @@ impl Store {
     }
 }
 
+impl Outlines {
+    fn push(&mut self, outline: Outline) {
+        self.cost += outline.cost as usize;
+        if self.entries.len() == self.entries.capacity() {
+            // Most topics have few outlines, and spare capacity of thousands of topics adds up.
+            self.entries.reserve_exact(self.entries.len() / 4 + 2);
+        }
+        self.entries.push_back(outline);
+    }
+}
+
 impl Ring {
+    fn is_empty(&self) -> bool {
+        self.records.is_empty() && self.outlines.is_none()
+    }
+
+    /// Returns the number and the bytes of the records, including those that only the shared log
+    /// has.
+    fn size(&self) -> (usize, usize) {
+        let (count, cost) = self.outlines.as_ref().map_or((0, 0), |outlines| (outlines.entries.len(), outlines.cost));
+        (self.records.len() + count, self.bytes + cost)
+    }
+
+    /// Returns the memory of the ring in bytes.
+    fn memory(&self) -> usize {
+        let outlines = self.outlines.as_ref();
+        self.bytes + outlines.map_or(0, |outlines| OUTLINES_OVERHEAD + outlines.entries.len() * OUTLINE_BYTES)
+    }
+
+    /// Removes the oldest outline, and returns its number.
+    fn pop_outline(&mut self) -> Option<u64> {
+        let outlines = self.outlines.as_mut()?;
+        let oldest = outlines.entries.pop_front()?;
+        outlines.cost -= oldest.cost as usize;
+        if outlines.entries.is_empty() {
+            self.outlines = None;
+        } else if outlines.entries.len() * 4 < outlines.entries.capacity() {
+            outlines.entries.shrink_to(outlines.entries.len() * 2);
+        }
+        Some(oldest.sequence)
+    }
+
     fn push(&mut self, record: Arc<Record>) {
         self.bytes += record.cost();
         self.records.push_back(record);

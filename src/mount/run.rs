@@ -26,8 +26,8 @@ impl Run {
     /// addition, the future returns an error with status `503`, and no run begins, if the hub is
     /// draining, has not read the shared log yet, or has reached the limit of
     /// [`HubBuilder::max_connections`](crate::HubBuilder::max_connections). [`Hub::respond`] makes
-    /// the other checks later: bans, and the limits of a user and per second. If the hub refuses
-    /// the stream there, the run is active without this reader.
+    /// the other checks later: bans, and the limits of a user, of a scope and per second. If the
+    /// hub refuses the stream there, the run is active without this reader.
     ///
     /// Cancel safety: a run that has begun although its future was dropped ends as aborted.
     ///

@@ -9,7 +9,8 @@ use super::{Access, EventBody, StreamRequest};
 use crate::hub::{Hub, Redemption};
 use crate::types::refusal::Kind;
 use crate::types::{
-    Change, ConnectionId, Cursor, History, Refusal, RefusalReason, Subscription, SubscriptionError, Topic,
+    Change, ConnectionId, Cursor, History, InvalidName, Refusal, RefusalReason, Scoped, Subscription,
+    SubscriptionError, Topic,
 };
 use crate::wire::hub_events;
 
@@ -52,8 +53,9 @@ impl Hub {
             Ok(granted) => granted,
             Err(refusal) => return self.no_change(&refusal),
         };
-        // The same response for a connection of another user as for an unknown connection.
-        let Some(connection) = self.connection_of(id, granted.user.as_ref()).await else { return no_such_connection() };
+        // The same response for a connection of another user or of another scope as for an unknown
+        // connection.
+        let Some(connection) = self.connection_of(id, &granted).await else { return no_such_connection() };
         let change = match self.requested_change(&request, &granted) {
             Ok(change) => connection.change(change, request.asked_at).await,
             Err(refusal) => Err(refusal),
@@ -70,12 +72,12 @@ impl Hub {
     /// Returns the change that a client requests, if the grants of the access hook allow the
     /// change.
     fn requested_change(&self, request: &StreamRequest, granted: &Subscription) -> Result<Change, Refusal> {
-        let topics = |field| request.query_values(field).map(Topic::try_from).collect::<Result<Vec<_>, _>>();
+        // The topics of a page are those of its scope. A name in a request has no scope of its own.
+        let topic = |name| Topic::try_from(name)?.placed_in(&granted.scope);
+        let topics = |field| request.query_values(field).map(topic).collect::<Result<Vec<_>, InvalidName>>();
         // The same refusal for an invalid name as for a topic that is not granted.
         let (Ok(join), Ok(leave)) = (topics("join"), topics("leave")) else { return Err(Refusal::forbidden()) };
-        if let Some(invalid) = &granted.invalid {
-            return Err(Refusal::invalid(invalid.clone()));
-        }
+        granted.validity().map_err(Refusal::invalid)?;
         // Check the count first, because the following checks take time for each topic.
         if join.len() > self.settings().max_topics {
             return Err(Refusal::invalid(SubscriptionError::TOO_MANY_TOPICS));

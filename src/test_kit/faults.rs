@@ -43,6 +43,10 @@ pub enum Operation {
     PutOnce,
     /// [`Backplane::take`](crate::backplane::Backplane::take).
     Take,
+    /// [`Backplane::put_shared`](crate::backplane::Backplane::put_shared).
+    PutShared,
+    /// [`Backplane::get_shared`](crate::backplane::Backplane::get_shared).
+    GetShared,
     /// [`Journals::begin_journal`](crate::backplane::Journals::begin_journal).
     BeginJournal,
     /// [`Journals::append_journal`](crate::backplane::Journals::append_journal).
@@ -121,7 +125,7 @@ pub struct Call<'a> {
     /// The number after which a range or a journal is read, or after which an entry is appended to
     /// a journal.
     pub after: Option<u64>,
-    /// The key of a journal, or of a value that is stored once.
+    /// The key of a journal, or of a single-use or shared value.
     pub key: Option<&'a str>,
     /// The bytes of each record, control message, journal entry or value that is sent or delivered.
     /// Their encoding is not stable.

@@ -13,8 +13,8 @@ use tokio::task::yield_now;
 use super::faults::{Both, Call, Fault, Faults, Operation};
 use crate::backplane::sealed::Sealed;
 use crate::backplane::{
-    Answer, Backplane, BackplaneError, Begun, ControlMessage, CurrentValue, JournalAppend, JournalId, JournalPage,
-    Journals, LogPosition, LogState, Memory, NewRecord, Seen, Stored,
+    Answer, Backplane, BackplaneError, Begun, ControlMessage, ControlStream, CurrentValue, JournalAppend, JournalId,
+    JournalPage, Journals, LogPosition, LogState, Memory, NewRecord, Seen, Stored,
 };
 use crate::macros::opaque_debug;
 use crate::sync::Mutex;
@@ -351,9 +351,9 @@ impl Backplane for LogConnection {
         self.request(Call::new(Operation::Values), |log| log.shared.memory.values()).boxed()
     }
 
-    fn broadcast(&self, message: Bytes) -> BoxFuture<'_, Answer<()>> {
+    fn broadcast(&self, stream: ControlStream, message: Bytes) -> BoxFuture<'_, Answer<()>> {
         let call = Call::new(Operation::Broadcast).payloads([&message]);
-        self.request(call, move |log| log.shared.memory.broadcast(message.clone())).boxed()
+        self.request(call, move |log| log.shared.memory.broadcast(stream, message.clone())).boxed()
     }
 
     fn listen(&self, after: Option<Box<str>>) -> BoxStream<'static, Answer<ControlMessage>> {
@@ -386,6 +386,26 @@ impl Backplane for LogConnection {
             let call = Call::new(Operation::Take).key(&key);
             let key = key.clone();
             self.request(call, move |log| log.shared.memory.take(&key)).await
+        }
+        .boxed()
+    }
+
+    fn put_shared(&self, key: &str, payload: Bytes, time: Duration) -> BoxFuture<'_, Answer<()>> {
+        let key = key.to_owned();
+        async move {
+            let call = Call::new(Operation::PutShared).key(&key).payloads([&payload]);
+            let key = key.clone();
+            self.request(call, move |log| log.shared.memory.put_shared(&key, payload.clone(), time)).await
+        }
+        .boxed()
+    }
+
+    fn get_shared(&self, key: &str) -> BoxFuture<'_, Answer<Option<Bytes>>> {
+        let key = key.to_owned();
+        async move {
+            let call = Call::new(Operation::GetShared).key(&key);
+            let key = key.clone();
+            self.request(call, move |log| log.shared.memory.get_shared(&key)).await
         }
         .boxed()
     }

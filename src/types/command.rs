@@ -38,6 +38,19 @@ pub(crate) enum Action {
     Change(Change),
 }
 
+impl Action {
+    /// Returns the topics of the action.
+    pub(crate) fn topics(&self) -> Vec<&Topic> {
+        match self {
+            Self::Disconnect(_) => Vec::new(),
+            Self::Join(topic, _) | Self::Leave(topic) => vec![topic],
+            Self::Change(Change { leave, join, bounds, .. }) => {
+                leave.iter().chain(join).chain(bounds.iter().map(|(topic, _)| topic)).collect()
+            }
+        }
+    }
+}
+
 /// Topics to leave and topics to join. The change is carried out as a whole or not at all.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Change {

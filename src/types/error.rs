@@ -295,16 +295,15 @@ pub struct InvalidName {
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum NameProblem {
-    #[cfg(feature = "axum")]
     Missing,
     Empty,
-    TooLong {
-        limit: usize,
-    },
+    TooLong { limit: usize },
     Control(char),
     Reserved,
     Malformed,
     Foreign,
+    OtherScope,
+    AllScopes,
 }
 
 impl InvalidName {
@@ -313,7 +312,8 @@ impl InvalidName {
     }
 
     /// Returns the kind of the invalid value: `topic`, `user`, `connection`, `event name`, `key`,
-    /// `idempotency key`, `note`, `target` or `header sse-connection`.
+    /// `idempotency key`, `note`, `scope`, `target`, `subscription`, `counted_as` or
+    /// `header sse-connection`.
     #[must_use]
     pub fn field(&self) -> &'static str {
         self.field
@@ -324,7 +324,6 @@ impl fmt::Display for InvalidName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let field = self.field;
         match self.problem {
-            #[cfg(feature = "axum")]
             NameProblem::Missing => write!(f, "{field} is missing"),
             NameProblem::Empty => write!(f, "{field} is empty"),
             NameProblem::TooLong { limit } => write!(f, "{field} is longer than {limit} bytes"),
@@ -335,6 +334,8 @@ impl fmt::Display for InvalidName {
                 write!(f, "{field} is reserved: `open`, `error` and names that start with `hub.`")
             }
             NameProblem::Foreign => write!(f, "{field} belongs to another hub or publisher"),
+            NameProblem::OtherScope => write!(f, "{field} belongs to another scope"),
+            NameProblem::AllScopes => write!(f, "{field} is of all scopes, and a topic is of one scope"),
             NameProblem::Malformed => write!(f, "{field} is malformed"),
         }
     }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use super::error::{InvalidName, NameProblem, PublishError};
-use super::name;
+use super::name_rules;
 
 /// The maximum length of an event name, in bytes. The name is sent with each event.
 pub(crate) const MAX_EVENT_NAME_BYTES: usize = 128;
@@ -151,7 +151,8 @@ impl Event {
     /// with this key, from any instance, returns the position of the first event. Use a key for
     /// jobs that may run again, and for retries after an error with
     /// [`is_unknown`](PublishError::is_unknown). The log compares only the key: it drops an event
-    /// with a used key, also if the event has other data.
+    /// with a used key, also if the event has other data. The keys of a [scope](crate::Scope) are
+    /// its own, and so are those of [`Hub::all_scopes`](crate::Hub::all_scopes).
     ///
     /// A hub without a shared log rejects an event with an idempotency key. A key has 1 to 255
     /// bytes without control characters, and is not sent to clients. Defaults to none.
@@ -181,7 +182,7 @@ impl Event {
     pub(crate) fn check_for_run(&self) -> Result<(), InvalidName> {
         let name = &*self.name;
         if !name.is_empty() {
-            name::check(FIELD, name, MAX_EVENT_NAME_BYTES)?;
+            name_rules::check(FIELD, name, MAX_EVENT_NAME_BYTES)?;
             // These formatting characters would reorder the text of a log or a console.
             if let Some(c) = name.chars().find(|c| matches!(c, '\u{202A}'..='\u{202E}' | '\u{2066}'..='\u{2069}')) {
                 return Err(InvalidName::new(FIELD, NameProblem::Control(c)));
@@ -192,7 +193,7 @@ impl Event {
         }
         for (field, key) in [("key", &self.key), ("idempotency key", &self.idempotency_key)] {
             if let Some(key) = key {
-                name::check(field, key, name::MAX_NAME_BYTES)?;
+                name_rules::check(field, key, name_rules::MAX_NAME_BYTES)?;
             }
         }
         Ok(())

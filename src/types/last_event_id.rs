@@ -5,25 +5,37 @@ use std::time::{Duration, SystemTime};
 
 use super::position::Position;
 
-/// The id of a banned client: `0.` and the end of the ban in seconds of Unix time. The client sends
-/// the id when it reconnects, so that every instance recognizes the ban without a table.
-pub(crate) struct BannedUntil(pub(crate) SystemTime);
+/// The id of a banned client: `0.` and the end of the ban in seconds of Unix time. The id of a
+/// client of a scope also has the mark of the scope, so that the ban does not apply in another
+/// scope. The client sends the id when it reconnects, so that every instance recognizes the ban
+/// without a table.
+pub(crate) struct BannedUntil {
+    pub(crate) until: SystemTime,
+    /// The [`ScopeName::mark`](super::ScopeName::mark) of the scope of the client.
+    pub(crate) scope: Option<u64>,
+}
 
 impl fmt::Display for BannedUntil {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let since = self.0.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        let since = self.until.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         // Rounded up, so that the ban is never too short.
-        write!(f, "0.{}", since.as_secs().saturating_add(u64::from(since.subsec_nanos() > 0)))
+        write!(f, "0.{}", since.as_secs().saturating_add(u64::from(since.subsec_nanos() > 0)))?;
+        self.scope.map_or(Ok(()), |mark| write!(f, ".{mark:016x}"))
     }
 }
 
 impl BannedUntil {
-    fn parse(text: &str) -> Option<SystemTime> {
-        let digits = text.strip_prefix("0.")?;
-        if digits.starts_with(['+', '0']) {
-            return None;
-        }
-        SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(digits.parse().ok()?))
+    fn parse(text: &str) -> Option<Self> {
+        let rest = text.strip_prefix("0.")?;
+        let (digits, scope) = match rest.split_once('.') {
+            None => (rest, None),
+            Some((digits, mark)) => (digits, Some(u64::from_str_radix(mark, 16).ok()?)),
+        };
+        let seconds = digits.parse().ok().filter(|seconds| *seconds > 0)?;
+        let until = SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(seconds))?;
+        let parsed = Self { until, scope };
+        // An id has one spelling.
+        (parsed.to_string() == text).then_some(parsed)
     }
 }
 
@@ -47,10 +59,16 @@ pub enum Cursor {
     Absent,
     /// The client has received all events up to this position.
     At(Position),
-    /// The client is banned until this time, which may have passed. The id is from the `hub.bye`
-    /// that ended its stream.
+    /// The client is banned. The id is from the `hub.bye` that ended its stream.
     #[doc(alias = "Barred")]
-    Banned(SystemTime),
+    #[non_exhaustive]
+    Banned {
+        /// The end of the ban, which may have passed.
+        until: SystemTime,
+        /// A hash of the name of the [scope](crate::Scope) to which the ban applies, or `None` for
+        /// a client without a scope.
+        scope: Option<u64>,
+    },
     /// The client has sent an id that no hub sends.
     Invalid,
 }
@@ -65,7 +83,7 @@ impl Cursor {
         let Ok(text) = std::str::from_utf8(bytes) else { return Self::Invalid };
         match (text.parse(), BannedUntil::parse(text)) {
             (Ok(position), _) => Self::At(position),
-            (Err(_), Some(until)) => Self::Banned(until),
+            (Err(_), Some(BannedUntil { until, scope })) => Self::Banned { until, scope },
             (Err(_), None) => Self::Invalid,
         }
     }
@@ -116,6 +134,10 @@ mod tests {
             b"0.+1",
             b"0.-1",
             b"0.1.1",
+            b"0.1.",
+            b"0.1.00000000000000AB",
+            b"0.1.+0000000000000ab",
+            b"0.1.00000000000000ab.1",
             b"0.18446744073709551615",
             b"0.18446744073709551616",
             b"\xff",
@@ -128,9 +150,10 @@ mod tests {
     #[test]
     fn the_id_of_a_ban_parses_to_its_end() {
         let until = SystemTime::UNIX_EPOCH + Duration::from_secs(1_800_000_000);
-        let id = BannedUntil(until).to_string();
-        assert_eq!(id, "0.1800000000");
-        assert_eq!(Cursor::parse(id.as_bytes()), Cursor::Banned(until));
+        for (scope, id) in [(None, "0.1800000000"), (Some(0xab), "0.1800000000.00000000000000ab")] {
+            assert_eq!(BannedUntil { until, scope }.to_string(), id);
+            assert_eq!(Cursor::parse(id.as_bytes()), Cursor::Banned { until, scope });
+        }
     }
 
     proptest! {

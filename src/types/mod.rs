@@ -9,7 +9,9 @@
 //!    [`last_event_id`]).
 //! 3. Each reason has one spelling for the wire, the statistics and the logs ([`reason`]).
 //! 4. Errors are opaque. Their predicates tell callers how to react ([`error`]).
-//! 5. Decisions and disconnections are ordered by a count, not by a clock ([`disconnect_clock`]).
+//! 5. A name, an address and a subscription have one scope each, as a field of their own
+//!    ([`scope_name`], [`name`], [`audience`]).
+//! 6. Decisions and disconnections are ordered by a count, not by a clock ([`disconnect_clock`]).
 
 pub(crate) mod as_text;
 pub(crate) mod audience;
@@ -22,6 +24,7 @@ pub(crate) mod event;
 pub(crate) mod last_event_id;
 pub(crate) mod message;
 pub(crate) mod name;
+pub(crate) mod name_rules;
 pub(crate) mod position;
 pub(crate) mod reason;
 pub(crate) mod recheck;
@@ -29,6 +32,7 @@ pub(crate) mod refusal;
 pub(crate) mod retention;
 pub(crate) mod run;
 pub(crate) mod run_error;
+pub(crate) mod scope_name;
 pub(crate) mod subscription;
 pub(crate) mod subscription_error;
 pub(crate) mod topic_filter;
@@ -43,7 +47,7 @@ pub(crate) use error::{BuildError, CommandError, InvalidName, NameProblem, Publi
 pub(crate) use event::Event;
 pub(crate) use last_event_id::{BannedUntil, Cursor};
 pub(crate) use message::Message;
-pub(crate) use name::{ConnectionId, Topic, UserId};
+pub(crate) use name::{ConnectionId, Scoped, ScopedText, Topic, UserId};
 pub(crate) use position::{Epoch, Position};
 pub(crate) use reason::{EndReason, GapReason, RefusalReason};
 pub(crate) use recheck::{Authority, Recheck};
@@ -51,6 +55,7 @@ pub(crate) use refusal::Refusal;
 pub(crate) use retention::{LagPolicy, Retention};
 pub(crate) use run::{RunEnd, RunSource, RunState};
 pub(crate) use run_error::RunError;
+pub(crate) use scope_name::ScopeName;
 pub(crate) use subscription::{Expiry, History, Ids, Redeemed, Start, StreamEnd, Subscription};
 pub(crate) use subscription_error::SubscriptionError;
 pub(crate) use topic_filter::TopicFilter;

@@ -113,8 +113,8 @@ reasons! {
         Draining = "draining",
         /// The access hook did not answer in time.
         Timeout = "timeout",
-        /// The instance has not read the shared log yet, or cannot look up a ticket or a run
-        /// because the broker is unavailable.
+        /// The instance has not read the shared log yet, cannot look up a ticket or a run because
+        /// the broker is unavailable, or has an older version that cannot read the rest of a run.
         Starting = "starting",
         /// The user, a topic or everyone was disconnected while the hub authorized the request, so
         /// the result may be outdated. The client should retry, and the hub authorizes the new

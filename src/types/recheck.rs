@@ -23,6 +23,7 @@ use super::subscription::Subscription;
 /// ```
 #[derive(Clone, Debug)]
 #[non_exhaustive]
+#[allow(clippy::large_enum_variant, reason = "a value exists for a moment, once for each recheck of a stream")]
 pub enum Recheck {
     /// The stream stays as it is. The hub calls the hook again after the next interval.
     Keep,
@@ -32,8 +33,9 @@ pub enum Recheck {
     /// [join](Subscription::may_join), and the hub drops the waiting events of such a topic. The
     /// hub ignores topics of the subscription that the stream does not have. An expiry of the
     /// subscription replaces the expiry of the stream, so an application can renew an open stream.
-    /// If the subscription and the stream do not have the same user, the stream ends. The hub calls
-    /// the hook again after the next interval.
+    /// If the subscription and the stream do not have the same user and the same
+    /// [scope](Subscription::in_scope), the stream ends. The hub calls the hook again after the
+    /// next interval.
     ///
     /// The hub also narrows a [ticket](crate::Hub::ticket) in this way when it is redeemed. The
     /// page may then [join](Subscription::may_join) the topics that both the ticket and this

@@ -94,10 +94,11 @@ impl Retention {
     /// set otherwise.
     ///
     /// Where several instances share a log
-    /// ([`HubBuilder::backplane`](crate::HubBuilder::backplane)), these bounds apply to the memory
-    /// of each instance. A client that reconnects with an older cursor receives the older events
-    /// from the broker's log, as far back as that log goes. If clients must not read old events,
-    /// set the limits of the broker's log.
+    /// ([`HubBuilder::backplane`](crate::HubBuilder::backplane)), these bounds apply to each
+    /// instance. A client that reconnects with an older cursor receives the older events from the
+    /// broker's log, as far back as that log goes. If clients must not read old events, set the
+    /// limits of the broker's log. An instance reads the events within these bounds from the
+    /// broker's log too, if their audience had no listener on this instance for a minute or more.
     #[must_use]
     pub fn replay() -> Self {
         let ring = Bounds { count: 1024, bytes: 1 << 20, age: Some(Duration::from_secs(300)) };

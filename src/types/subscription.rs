@@ -10,10 +10,11 @@ use http::Extensions;
 use smallvec::SmallVec;
 
 use super::disconnect_clock::DisconnectClock;
-use super::error::InvalidName;
-use super::name::{self, MAX_NAME_BYTES, Topic, UserId};
+use super::error::{InvalidName, NameProblem};
+use super::name::{Scoped, ScopedText, Topic, UserId};
 use super::position::Position;
 use super::run::RunSource;
+use super::scope_name::ScopeName;
 use super::subscription_error::SubscriptionError;
 use super::topic_filter::TopicFilter;
 
@@ -41,6 +42,8 @@ use super::topic_filter::TopicFilter;
 /// error.
 #[derive(Clone)]
 pub struct Subscription {
+    /// The scope of the connection. The names in the other fields are of this scope.
+    pub(crate) scope: ScopeName,
     pub(crate) user: Option<UserId>,
     pub(crate) topics: Topics,
     pub(crate) start: Start,
@@ -55,7 +58,7 @@ pub struct Subscription {
     pub(crate) extensions: Extensions,
     pub(crate) may_join: Vec<TopicFilter>,
     /// The key under which limits count the connection, in place of its user.
-    pub(crate) counted_as: Option<Arc<str>>,
+    pub(crate) counted_as: Option<ScopedText>,
     /// The ticket from which the subscription was redeemed, or `None`. The subscription of a ticket
     /// is older than the request.
     pub(crate) redeemed: Option<Box<Redeemed>>,
@@ -94,6 +97,9 @@ pub(crate) enum History {
     None,
 }
 
+/// The field of [`Subscription::counted_as`] in an error.
+const COUNTED_AS: &str = "counted_as";
+
 impl Topics {
     /// Adds a topic, unless the list already has it.
     pub(crate) fn insert(&mut self, topic: Topic) {
@@ -114,6 +120,18 @@ impl Topics {
     pub(crate) fn retain(&mut self, keep: impl FnMut(&Topic) -> bool) {
         self.list.retain(keep);
         self.index();
+    }
+
+    /// Returns the topics, with their bounds, in a scope.
+    fn placed_in(self, scope: &ScopeName) -> Result<Self, InvalidName> {
+        let mut placed = Self::default();
+        for topic in &self.list {
+            placed.insert(topic.clone().placed_in(scope)?);
+        }
+        for (topic, position) in self.bounds() {
+            placed.bound(topic.clone().placed_in(scope)?, position);
+        }
+        Ok(placed)
     }
 
     fn index(&mut self) {
@@ -201,8 +219,9 @@ impl Expiry {
 /// [`Retention::replay`](crate::Retention::replay) have a history. The hub reports no gap for an
 /// event that has left the window of a `live` topic, or that a newer value has replaced.
 ///
-/// `Last` and `Oldest` read the memory of this instance, within its retention. With a shared log
-/// they do not read older events from the broker. An instance that started after the broker had
+/// `Last` and `Oldest` read the events within the retention of this instance. With a shared log,
+/// the instance reads those from the broker that were published without a listener on this
+/// instance, but no events from before its retention. An instance that started after the broker had
 /// dropped events cannot know the topics of these events. So it reports the gap for every topic
 /// with `Retention::replay`.
 ///
@@ -299,6 +318,7 @@ impl Subscription {
     #[must_use]
     pub fn anonymous() -> Self {
         Self {
+            scope: ScopeName::ROOT,
             user: None,
             topics: Topics::default(),
             start: Start::default(),
@@ -315,6 +335,72 @@ impl Subscription {
             run: None,
             invalid: None,
         }
+    }
+
+    /// Puts the subscription into a [scope](crate::Scope), for example the tenant of the request.
+    /// The user, the topics and the key of [`counted_as`](Self::counted_as) are then names of this
+    /// scope, also those that the subscription already has. The connection receives only events of
+    /// this scope. Defaults to no scope.
+    ///
+    /// The name of a scope has 1 to 255 bytes without control characters. A subscription has one
+    /// scope: a second call with another scope, and a name of another scope, make it invalid. Names
+    /// that the hub returned for this scope are valid, before and after this call. A subscription
+    /// of a [run](Self::run) already has the scope of the run. The subscription of a redeemed
+    /// [ticket](crate::Hub::redeem) keeps the scope that it had when the ticket was created, so
+    /// this method makes it invalid, unless it has this scope.
+    ///
+    /// Where each stream belongs to a tenant,
+    /// [`HubBuilder::require_scope`](crate::HubBuilder::require_scope) makes the hub reject
+    /// subscriptions without a scope.
+    ///
+    /// ```
+    /// use tower_sse::{Refusal, StreamRequest, Subscription};
+    ///
+    /// #[derive(Clone)]
+    /// struct Session { tenant: String, user: u64 } // an authentication layer inserts it
+    ///
+    /// async fn access(request: StreamRequest) -> Result<Subscription, Refusal> {
+    ///     let session = request.extensions().get::<Session>().ok_or(Refusal::unauthorized())?;
+    ///     Ok(Subscription::for_user(session.user).in_scope(&session.tenant).topic("news"))
+    /// }
+    /// # let hub = tower_sse::Hub::builder().build().unwrap();
+    /// # let _ = hub.endpoint(access);
+    /// ```
+    #[doc(alias = "tenant")]
+    #[must_use]
+    pub fn in_scope(mut self, scope: impl fmt::Display) -> Self {
+        match ScopeName::named(&scope.to_string()) {
+            Ok(scope) => self.placed_in(&scope),
+            Err(error) => {
+                self.invalidate(error.into());
+                self
+            }
+        }
+    }
+
+    /// Returns the subscription in a scope. If it belongs to another scope, it becomes invalid.
+    pub(crate) fn placed_in(mut self, scope: &ScopeName) -> Self {
+        if self.scope == *scope {
+            return self;
+        }
+        // A ticket and a run state their scope. A request must not move them into another.
+        if !self.scope.is_root() || self.run.is_some() || self.redeemed.is_some() {
+            self.invalidate(InvalidName::new("subscription", NameProblem::OtherScope).into());
+            return self;
+        }
+        self.scope = scope.clone();
+        let user = self.user.take();
+        self.user = user.and_then(|user| self.valid(user));
+        let topics = std::mem::take(&mut self.topics);
+        match topics.placed_in(scope) {
+            Ok(topics) => self.topics = topics,
+            Err(error) => self.invalidate(error.into()),
+        }
+        match self.counted_as.take().map(|key| key.placed_in(scope, COUNTED_AS)).transpose() {
+            Ok(key) => self.counted_as = key,
+            Err(error) => self.invalidate(error.into()),
+        }
+        self
     }
 
     /// Sets the user. The connection then also receives the events that are published to the user.
@@ -404,7 +490,7 @@ impl Subscription {
 
     /// Counts the connection under this key instead of its user for
     /// [`HubBuilder::max_connections_per_user`](crate::HubBuilder::max_connections_per_user). Each
-    /// key may have as many connections as each user. The hub also counts a
+    /// key of a scope may have as many connections as each user. The hub also counts a
     /// [ticket](crate::Hub::ticket) for this subscription under the key.
     ///
     /// Set a key for anonymous connections, because the limit per user does not apply to them. The
@@ -428,8 +514,8 @@ impl Subscription {
     #[must_use]
     pub fn counted_as(mut self, key: impl fmt::Display) -> Self {
         let key = key.to_string();
-        match name::check("counted_as", &key, MAX_NAME_BYTES) {
-            Ok(()) => self.counted_as = Some(key.into()),
+        match ScopedText::new(COUNTED_AS, &key).and_then(|key| key.placed_in(&self.scope, COUNTED_AS)) {
+            Ok(key) => self.counted_as = Some(key),
             Err(error) => self.invalidate(SubscriptionError::from(error)),
         }
         self
@@ -579,6 +665,12 @@ impl Subscription {
         &self.extensions
     }
 
+    /// Returns the name of the [scope](Self::in_scope), or `None` if the subscription has no scope.
+    #[must_use]
+    pub fn scope(&self) -> Option<&str> {
+        self.scope.as_str()
+    }
+
     /// Returns the user, or `None` for an anonymous connection.
     #[doc(alias = "user_id")]
     #[must_use]
@@ -596,14 +688,16 @@ impl Subscription {
     /// Returns whether a page of this subscription may read a topic: the subscription has the
     /// topic, or the page may join it.
     pub(crate) fn grants(&self, topic: &Topic) -> bool {
-        self.topics.contains(topic) || self.may_join.iter().any(|rule| rule.matches(topic))
+        let may_join = || self.may_join.iter().any(|rule| rule.matches(topic));
+        *topic.scope_name() == self.scope && (self.topics.contains(topic) || may_join())
     }
 
     /// Returns a subscription with the permissions that both this subscription and `most` have: the
     /// topics, the topics that may be joined, and the limits on earlier events. The expiry of
-    /// `most`, if it has one, replaces the expiry. Returns `None` if `most` has another user.
+    /// `most`, if it has one, replaces the expiry. Returns `None` if `most` has another user or
+    /// another scope.
     pub(crate) fn narrowed_to(mut self, most: &Self) -> Option<Self> {
-        if self.user != most.user {
+        if self.user != most.user || self.scope != most.scope {
             return None;
         }
         self.topics.retain(|topic| most.grants(topic));
@@ -627,8 +721,31 @@ impl Subscription {
     }
 
     /// Returns the name if it is valid. Otherwise stores the error and returns `None`.
-    fn valid<T>(&mut self, name: impl TryInto<T, Error: Into<InvalidName>>) -> Option<T> {
-        name.try_into().map_err(|error| self.invalidate(SubscriptionError::from(error.into()))).ok()
+    ///
+    /// A subscription may get its scope after its names. So a name keeps the scope that it has
+    /// until then, and [`validity`](Self::validity) is checked at the end.
+    fn valid<T: Scoped>(&mut self, name: impl TryInto<T, Error: Into<InvalidName>>) -> Option<T> {
+        let placed = name
+            .try_into()
+            .map_err(Into::into)
+            .and_then(|name: T| if self.scope.is_root() { Ok(name) } else { name.placed_in(&self.scope) });
+        placed.map_err(|error| self.invalidate(SubscriptionError::from(error))).ok()
+    }
+
+    /// Returns the first error of the methods that take names, or an error if a name belongs to
+    /// another scope than the subscription. Every use of a subscription has to check this.
+    pub(crate) fn validity(&self) -> Result<(), SubscriptionError> {
+        if let Some(invalid) = &self.invalid {
+            return Err(invalid.clone());
+        }
+        let other_scope = |field| Err(InvalidName::new(field, NameProblem::OtherScope).into());
+        if self.user.as_ref().is_some_and(|user| *user.scope_name() != self.scope) {
+            return other_scope("user");
+        }
+        if self.topics.iter().any(|topic| *topic.scope_name() != self.scope) {
+            return other_scope("topic");
+        }
+        Ok(())
     }
 
     fn invalidate(&mut self, error: SubscriptionError) {
@@ -640,6 +757,7 @@ impl Subscription {
 impl fmt::Debug for Subscription {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Subscription")
+            .field("scope", &self.scope)
             .field("user", &self.user)
             .field("topics", &self.topics)
             .field("start", &self.start)

@@ -104,8 +104,9 @@ impl SubscriptionError {
         self.0 == Kind::Closed
     }
 
-    /// Returns whether the broker of a shared log does not answer, or the hub has not read the
-    /// shared log yet. Retry when [`Hub::is_ready`](crate::Hub::is_ready) returns true.
+    /// Returns whether the broker of a shared log does not answer, the hub has not read the shared
+    /// log yet, or this version cannot read the rest of a run. Retry when
+    /// [`Hub::is_ready`](crate::Hub::is_ready) returns true.
     ///
     /// Also returns true if a ticket of a shared log was requested outside of a tokio runtime,
     /// where the hub cannot reach the broker, and if the operating system returned no random bytes.

@@ -103,13 +103,14 @@ pub(crate) fn expiring(remaining: Duration) -> Bytes {
 }
 
 /// Returns `hub.bye`, the last frame of a stream that the hub ends. For a banned client, the id of
-/// the event is the end of the ban: see [`BannedUntil`].
+/// the event is the end of the ban, and the mark of its scope: see [`BannedUntil`].
 pub(crate) fn bye(
     reason: EndReason,
     reconnect: Reconnect,
     retry: Option<Duration>,
     note: Option<&str>,
     now: SystemTime,
+    scope: Option<u64>,
 ) -> Bytes {
     #[derive(Serialize)]
     struct Bye<'a> {
@@ -119,7 +120,9 @@ pub(crate) fn bye(
         note: Option<&'a str>,
     }
     let banned_until = match reconnect {
-        Reconnect::BlockedFor(within) => Some(BannedUntil(now.checked_add(within).unwrap_or(now + FALLBACK_BAN))),
+        Reconnect::BlockedFor(within) => {
+            Some(BannedUntil { until: now.checked_add(within).unwrap_or(now + FALLBACK_BAN), scope })
+        }
         Reconnect::Now | Reconnect::After(_) | Reconnect::Over => None,
     };
     let data = Bye { reason: reason.as_str(), reconnect: reconnect.as_str(), note };
@@ -232,28 +235,30 @@ mod tests {
         );
         assert_eq!(text(&expiring(Duration::from_millis(5))), "event: hub.expiring\ndata: {\"in_ms\":5}\n\n");
         assert_eq!(
-            text(&bye(EndReason::Draining, Reconnect::Now, None, None, SystemTime::UNIX_EPOCH)),
+            text(&bye(EndReason::Draining, Reconnect::Now, None, None, SystemTime::UNIX_EPOCH, None)),
             "event: hub.bye\ndata: {\"reason\":\"draining\",\"reconnect\":\"now\"}\n\n"
         );
     }
 
     #[test]
     fn bye_of_a_ban_has_the_id_with_its_end() {
-        let bye = |within| {
+        let bye = |within, scope| {
             let bye = bye(
                 EndReason::Disconnected,
                 Reconnect::BlockedFor(within),
                 None,
                 Some("out\n"),
                 SystemTime::UNIX_EPOCH,
+                scope,
             );
             text(&bye).to_owned()
         };
         assert_eq!(
-            bye(Duration::from_secs(60)),
+            bye(Duration::from_secs(60), None),
             "event: hub.bye\ndata: {\"reason\":\"disconnected\",\"reconnect\":\"never\",\"note\":\"out\\n\"}\nid: 0.60\n\n"
         );
-        assert!(bye(Duration::MAX).contains("\nid: 0.31536000\n"));
+        assert!(bye(Duration::MAX, None).contains("\nid: 0.31536000\n"));
+        assert!(bye(Duration::MAX, Some(7)).contains("\nid: 0.31536000.0000000000000007\n"));
     }
 
     #[test]

@@ -68,3 +68,14 @@ async fn a_publish_whose_wait_is_rejected_has_an_unknown_outcome() {
     assert!(error.is_unknown() && !error.to_string().contains("secret"), "{error}");
     assert_eq!(server.cli(&["XLEN", LOG]), "1");
 }
+
+/// The server rejects the record before it stores it, so the outcome is known.
+#[tokio::test]
+async fn a_publish_to_a_primary_with_fewer_replicas_than_it_requires_is_unavailable() {
+    let Some(server) = RedisServer::start(&["--save", "", "--min-replicas-to-write", "1"]) else { return };
+    let log = Redis::new(&server.url(), "n").unwrap();
+    let record = NewRecord::new(Bytes::from_static(b"x"));
+    let error = soon(log.append(vec![record], None)).await.pop().unwrap().unwrap_err();
+    assert!(!error.is_unknown() && !error.is_rejected() && error.to_string().contains("NOREPLICAS"), "{error}");
+    assert_eq!(server.cli(&["EXISTS", LOG]), "0");
+}

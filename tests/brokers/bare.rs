@@ -5,16 +5,20 @@ use std::time::Duration;
 
 use http::{Request, StatusCode};
 use http_body_util::BodyExt;
-use tower_sse::backplane::Backplane;
-use tower_sse::test_kit::FaultyLog;
-use tower_sse::{EndReason, Event, EventBody, Hub, Retention, StreamRequest, Subscription};
+use tower_sse::backplane::{Backplane, NewRecord};
+use tower_sse::test_kit::{FaultyLog, Operation};
+use tower_sse::{EndReason, Event, EventBody, Hub, Retention, Start, StreamRequest, Subscription};
 
 use crate::kit::{soon, until};
 
 async fn start(log: impl Backplane) -> Hub {
+    start_with_probes(log, Duration::from_millis(100)).await
+}
+
+async fn start_with_probes(log: impl Backplane, interval: Duration) -> Hub {
     let builder = Hub::builder()
         .topic_retention(Retention::replay().count(8))
-        .probe_interval(Duration::from_millis(100))
+        .probe_interval(interval)
         .publish_timeout(Duration::from_secs(2));
     let hub = builder.backplane(log).build().unwrap();
     until(|| hub.is_ready()).await;
@@ -23,8 +27,12 @@ async fn start(log: impl Backplane) -> Hub {
 
 /// Opens a stream with this cursor, unless it is empty. Returns the status of a refusal as an error.
 fn open(hub: &Hub, cursor: &str) -> Result<EventBody, StatusCode> {
+    open_from(hub, cursor, Start::Live)
+}
+
+fn open_from(hub: &Hub, cursor: &str, start: Start) -> Result<EventBody, StatusCode> {
     let request = Request::get("/").header("last-event-id", cursor).body(()).unwrap();
-    let subscription = Subscription::anonymous().topic("t").bare();
+    let subscription = Subscription::anonymous().topic("t").start(start).bare();
     let response = hub.respond(StreamRequest::from_request(&request), subscription).into_response();
     if response.status() == 200 { Ok(response.into_body()) } else { Err(response.status()) }
 }
@@ -144,4 +152,48 @@ async fn new_epoch_of_the_log_breaks_an_open_stream_and_then_gets_404() {
     let mut fresh = open(&hub, "").unwrap();
     publish(&hub, 7..8).await;
     assert_eq!(read_to(&mut fresh, 7).await.0, [7]);
+}
+
+/// Otherwise the stream of a client that has received no id would break again and again.
+#[tokio::test]
+async fn stream_of_the_last_events_breaks_once_when_the_broker_has_dropped_events() {
+    let log = FaultyLog::new();
+    // The first stream finds the loss before a probe does.
+    let hub = start_with_probes(log.connect(), Duration::from_secs(3_600)).await;
+    publish(&hub, 0..10).await;
+    until(|| number(&hub.position().to_string()) == 10).await;
+    log.trim_through(8);
+    let open = || open_from(&hub, "", Start::Last(5)).unwrap();
+    assert_eq!(read_to_break(open()).await, (vec![], String::new()));
+    assert_eq!(read_to(&mut open(), 9).await.0, [8, 9]);
+}
+
+#[tokio::test]
+async fn stream_of_the_last_events_does_not_break_when_a_probe_has_found_the_loss() {
+    let log = FaultyLog::new();
+    let hub = start(log.connect()).await;
+    publish(&hub, 0..10).await;
+    until(|| number(&hub.position().to_string()) == 10).await;
+    log.trim_through(8);
+    let probes = log.faults().calls(Operation::State);
+    until(|| log.faults().calls(Operation::State) >= probes + 2).await;
+    assert_eq!(read_to(&mut open_from(&hub, "", Start::Last(5)).unwrap(), 9).await.0, [8, 9]);
+}
+
+#[tokio::test]
+async fn stream_of_the_last_events_breaks_once_for_an_unreadable_record() {
+    let log = FaultyLog::new();
+    let hub = start(log.connect()).await;
+    publish(&hub, 0..2).await;
+    let unreadable = r#"{"v":1,"to":{"topics":["t"]},"event":"hub.live","data":""}"#;
+    soon(log.connect().append(vec![NewRecord::new(unreadable.into())], None)).await;
+    publish(&hub, 3..5).await;
+    until(|| number(&hub.position().to_string()) == 5).await;
+    // The instance has no listener for the record, so it has not read the record.
+    assert_eq!(hub.stats().skipped, 0);
+    let (events, id) = read_to_break(open_from(&hub, "", Start::Oldest).unwrap()).await;
+    assert_eq!((events, number(&id)), (vec![0, 1], 2));
+    assert_eq!(hub.stats().skipped, 1);
+    assert_eq!(open(&hub, &id).unwrap_err(), 404);
+    assert_eq!(read_to(&mut open_from(&hub, "", Start::Oldest).unwrap(), 4).await.0, [0, 1, 3, 4]);
 }

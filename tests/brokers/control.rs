@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures::StreamExt;
-use tower_sse::backplane::{Backplane, Memory, Nats, Redis};
+use tower_sse::backplane::{Backplane, ControlStream, Memory, Nats, Redis};
 use tower_sse::test_kit::FaultyLog;
 use tower_sse::{
     Cursor, Disconnect, EndReason, Event, Hub, HubBuilder, Subscriber, SubscriberItem, Subscription, TopicFilter,
@@ -133,7 +133,7 @@ async fn an_instance_that_receives_no_control_messages_is_not_ready() {
     let first = start(builder(), Redis::new(&server.url(), "n").unwrap()).await;
     drop(first);
     let keys = server.cli(&["KEYS", "*"]);
-    let control = keys.lines().find(|key| key.ends_with("control")).unwrap().to_owned();
+    let control = keys.lines().find(|key| key.ends_with("presence")).unwrap().to_owned();
     server.cli(&["DEL", &control]);
     server.cli(&["SET", &control, "not a stream"]);
     let hub = builder().backplane(Redis::new(&server.url(), "n").unwrap()).build().unwrap();
@@ -202,10 +202,11 @@ async fn the_list_of_an_instance_is_requested_less_often_when_it_cannot_be_read(
     let log = Memory::new();
     let reached = Reached::new(&log);
     let hub = start(builder(), reached.clone()).await;
-    let message = |body: &str| Bytes::from(format!("{{\"v\":1,\"from\":\"7\",{body}}}"));
+    // The lease of the instance 7, with the number 3.
+    let lease = Bytes::from_static(&[1, 7, 0, 0, 0, 0, 0, 0, 0, 1, 0, 4, 1, 3]);
     let before = reached.way.broadcasts.load(Ordering::SeqCst);
     for _ in 0..200 {
-        log.broadcast(message("\"lease\":{\"number\":3}")).await.unwrap();
+        log.broadcast(ControlStream::Presence, lease.clone()).await.unwrap();
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
     // The heartbeats of the hub, its own list on request, and few requests: not one request for
@@ -218,9 +219,9 @@ async fn the_list_of_an_instance_is_requested_less_often_when_it_cannot_be_read(
 #[tokio::test]
 async fn mark_of_another_log_starts_with_the_oldest_message() {
     let log = Memory::new();
-    soon(log.broadcast("first".into())).await.unwrap();
+    soon(log.broadcast(ControlStream::Presence, "first".into())).await.unwrap();
     for mark in [7, usize::MAX] {
-        let mut messages = log.listen(Some(mark.to_string().into()));
+        let mut messages = log.listen(Some(format!("{mark} {mark}").into()));
         assert_eq!(soon(messages.next()).await.unwrap().unwrap().message, "first");
     }
 }

@@ -12,8 +12,8 @@ use futures::stream::BoxStream;
 use futures::{FutureExt, StreamExt};
 use tower_sse::backplane::sealed::Sealed;
 use tower_sse::backplane::{
-    Backplane, BackplaneError, Begun, ControlMessage, CurrentValue, JournalAppend, JournalId, JournalPage, Journals,
-    LogPosition, LogState, Memory, NewRecord, Seen, Stored,
+    Backplane, BackplaneError, Begun, ControlMessage, ControlStream, CurrentValue, JournalAppend, JournalId,
+    JournalPage, Journals, LogPosition, LogState, Memory, NewRecord, Seen, Stored,
 };
 
 #[derive(Clone)]
@@ -180,10 +180,10 @@ impl Backplane for Faulty {
         .boxed()
     }
 
-    fn broadcast(&self, message: Bytes) -> BoxFuture<'_, Result<(), BackplaneError>> {
+    fn broadcast(&self, stream: ControlStream, message: Bytes) -> BoxFuture<'_, Result<(), BackplaneError>> {
         async move {
             self.pass().await?;
-            self.inner.broadcast(message).await
+            self.inner.broadcast(stream, message).await
         }
         .boxed()
     }
@@ -208,6 +208,14 @@ impl Backplane for Faulty {
 
     fn take(&self, key: &str) -> BoxFuture<'_, Result<Option<Bytes>, BackplaneError>> {
         self.inner.take(key)
+    }
+
+    fn put_shared(&self, key: &str, payload: Bytes, time: Duration) -> BoxFuture<'_, Result<(), BackplaneError>> {
+        self.inner.put_shared(key, payload, time)
+    }
+
+    fn get_shared(&self, key: &str) -> BoxFuture<'_, Result<Option<Bytes>, BackplaneError>> {
+        self.inner.get_shared(key)
     }
 
     fn describe(&self) -> String {

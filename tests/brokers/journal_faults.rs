@@ -11,6 +11,8 @@ use serde_json::Value;
 use tower_sse::backplane::JournalPage;
 use tower_sse::test_kit::{Call, Fault, FaultyLog, LogConnection, Operation};
 
+use crate::control_bytes;
+
 /// The broker, as one instance reaches it.
 pub(crate) struct Broker {
     pub(crate) log: FaultyLog,
@@ -24,13 +26,33 @@ pub(crate) struct Faults {
     state: Arc<State>,
 }
 
+/// The control messages of an instance that are lost.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) enum Messages {
+    #[default]
+    None,
+    /// The announcements of runs.
+    Runs,
+    All,
+}
+
+impl Messages {
+    fn contain(self, message: &[u8]) -> bool {
+        match self {
+            Self::None => false,
+            Self::Runs => control_bytes::kinds(message).contains(&control_bytes::RUNS),
+            Self::All => true,
+        }
+    }
+}
+
 /// The faults of an instance that last until the test ends them.
 #[derive(Default)]
 struct State {
     /// Whether requests have an effect: [`HERE`], [`AWAY`] or [`SILENT`].
     reach: AtomicU8,
-    /// The control messages with one of these texts are lost.
-    lost_messages: Mutex<Vec<&'static str>>,
+    /// The control messages that are lost.
+    lost_messages: Mutex<Messages>,
     /// Whether this instance receives no control messages, not even its own.
     is_deaf: AtomicBool,
 }
@@ -59,7 +81,7 @@ impl Broker {
             connection.faults().every_if(operation, fault, move |call| applies(&state, call));
         };
         when(Operation::Broadcast, Fault::LoseEffect, |state, call| {
-            state.lost_messages.lock().unwrap().iter().any(|text| call.contains(text))
+            state.lost_messages.lock().unwrap().contain(&call.payloads[0])
         });
         when(Operation::DeliverMessage, Fault::LoseAnswer, |state, _| state.is_deaf.load(Ordering::SeqCst));
         for operation in
@@ -106,13 +128,13 @@ impl Faults {
         self.state.reach.store(SILENT, Ordering::SeqCst);
     }
 
-    /// Loses the control messages with this text.
-    pub(crate) fn lose_messages(&self, text: &'static str) {
-        self.state.lost_messages.lock().unwrap().push(text);
+    /// Loses these control messages.
+    pub(crate) fn lose_messages(&self, messages: Messages) {
+        *self.state.lost_messages.lock().unwrap() = messages;
     }
 
     pub(crate) fn pass_messages(&self) {
-        self.state.lost_messages.lock().unwrap().clear();
+        self.lose_messages(Messages::None);
     }
 
     /// Makes this instance receive no control messages.

@@ -11,7 +11,8 @@ use futures::stream::BoxStream;
 use futures::{FutureExt, StreamExt};
 use tower_sse::backplane::sealed::Sealed;
 use tower_sse::backplane::{
-    Backplane, BackplaneError, ControlMessage, CurrentValue, LogPosition, LogState, NewRecord, Seen, Stored,
+    Backplane, BackplaneError, ControlMessage, ControlStream, CurrentValue, LogPosition, LogState, NewRecord, Seen,
+    Stored,
 };
 
 use crate::pass_journals::pass_journals;
@@ -118,14 +119,14 @@ impl<B: Backplane + Clone> Backplane for Reached<B> {
         self.log.values()
     }
 
-    fn broadcast(&self, message: Bytes) -> BoxFuture<'_, Result<(), BackplaneError>> {
+    fn broadcast(&self, stream: ControlStream, message: Bytes) -> BoxFuture<'_, Result<(), BackplaneError>> {
         async move {
             self.way.broadcasts.fetch_add(1, Ordering::SeqCst);
             let takes = self.way.broadcast_takes.load(Ordering::SeqCst);
             if takes > 0 {
                 tokio::time::sleep(Duration::from_millis(takes)).await;
             }
-            self.log.broadcast(message).await
+            self.log.broadcast(stream, message).await
         }
         .boxed()
     }
@@ -140,6 +141,14 @@ impl<B: Backplane + Clone> Backplane for Reached<B> {
 
     fn take(&self, key: &str) -> BoxFuture<'_, Result<Option<Bytes>, BackplaneError>> {
         self.log.take(key)
+    }
+
+    fn put_shared(&self, key: &str, payload: Bytes, time: Duration) -> BoxFuture<'_, Result<(), BackplaneError>> {
+        self.log.put_shared(key, payload, time)
+    }
+
+    fn get_shared(&self, key: &str) -> BoxFuture<'_, Result<Option<Bytes>, BackplaneError>> {
+        self.log.get_shared(key)
     }
 
     fn describe(&self) -> String {

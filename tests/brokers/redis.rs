@@ -68,10 +68,12 @@ async fn a_large_batch_does_not_keep_an_instance_from_being_ready() {
 #[tokio::test]
 async fn control_messages_do_not_stay_on_the_server() {
     let Some(server) = RedisServer::start(FORGETFUL) else { return };
-    let control = "tower-sse:{n}:control";
+    let control = "tower-sse:{n}:presence";
     let id = server.cli(&["XADD", control, "1000-0", "d", "old message"]);
     assert_eq!(id, "1000-0");
-    soon(log_at(server.port).broadcast(Bytes::from_static(b"x"))).await.unwrap();
+    soon(log_at(server.port).broadcast(tower_sse::backplane::ControlStream::Presence, Bytes::from_static(b"x")))
+        .await
+        .unwrap();
     assert_eq!(server.cli(&["XLEN", control]), "1");
     let left: i64 = server.cli(&["PTTL", control]).parse().unwrap();
     assert!((1..=300_000).contains(&left), "{left}");
@@ -129,7 +131,7 @@ async fn a_control_stream_ends_with_an_error_when_its_first_request_gets_no_answ
         }
     });
     let log = Redis::new(&format!("redis://127.0.0.1:{port}"), "n").unwrap().timeout(Duration::from_millis(500));
-    let mut messages = log.listen(Some("1-0".into()));
+    let mut messages = log.listen(Some("1-0 1-0".into()));
     let error = soon(messages.next()).await.unwrap().unwrap_err();
     assert!(error.is_unknown(), "{error}");
     drop(messages);

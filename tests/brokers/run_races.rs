@@ -13,7 +13,7 @@ use tower_sse::{
     Subscription,
 };
 
-use crate::journal_faults::{Broker, Journal};
+use crate::journal_faults::{Broker, Journal, Messages};
 use crate::kit::{soon, until};
 
 const NAME: &str = "answers/7";
@@ -495,7 +495,7 @@ async fn the_next_run_of_a_name_takes_no_event_from_the_readers_of_the_earlier_o
     let mut stream = open(&two, &two.run(NAME)).await;
     writer.publish(event("0")).await.unwrap();
     assert_eq!(next(&mut stream).await.0, "0");
-    log.faults.lose_messages("\"runs\"");
+    log.faults.lose_messages(Messages::Runs);
     writer.finish_with(event("last")).await.unwrap();
     let later = begin(&two).await;
     assert_eq!(read(stream).await, (owned(&["last"]), EndReason::Finished));
@@ -598,13 +598,15 @@ async fn a_silent_instance_whose_run_others_have_ended_cannot_write_it_any_more(
         writer.publish(event("0")).await.unwrap();
         let streams = [open(&two, &two.run(NAME)).await, open(&three, &three.run(NAME)).await];
         log.faults.set_silent();
-        second.faults.append([Fault::HoldRequest]);
-        third.faults.append([Fault::HoldRequest]);
+        // One of them may find up to `LOOK` later than the other that the writer is silent. So the
+        // request that the other sends again after `PUBLISH_TIMEOUT` is held too.
+        second.faults.append([Fault::HoldRequest; 2]);
+        third.faults.append([Fault::HoldRequest; 2]);
         if !announced {
-            second.faults.lose_messages("\"runs\"");
-            third.faults.lose_messages("\"runs\"");
+            second.faults.lose_messages(Messages::Runs);
+            third.faults.lose_messages(Messages::Runs);
         }
-        until(|| second.faults.held() == 1 && third.faults.held() == 1).await;
+        until(|| second.faults.held() > 0 && third.faults.held() > 0).await;
         second.faults.release();
         third.faults.release();
         for stream in streams {
@@ -642,7 +644,7 @@ async fn a_publish_learns_that_others_have_ended_the_run() {
 async fn the_run_of_an_instance_that_was_not_heard_yet_is_not_ended() {
     let (log, one, _, _) = two().await;
     let writer = begin(&one).await;
-    log.faults.lose_messages("\"from\"");
+    log.faults.lose_messages(Messages::All);
     let fresh = log.other();
     let three = start(&fresh).await;
     let begun = Instant::now();
@@ -693,7 +695,7 @@ async fn events_arrive_although_their_announcement_is_lost() {
     let (log, one, _, two) = two().await;
     let writer = begin(&one).await;
     let mut stream = open(&two, &two.run(NAME)).await;
-    log.faults.lose_messages("\"runs\"");
+    log.faults.lose_messages(Messages::Runs);
     for n in 0..3 {
         writer.publish(event(n.to_string())).await.unwrap();
         let begun = Instant::now();
@@ -707,7 +709,7 @@ async fn events_arrive_although_their_announcement_is_lost() {
 #[tokio::test(start_paused = true)]
 async fn a_reader_waits_for_a_run_whose_announcement_is_lost() {
     let (log, one, _, two) = two().await;
-    log.faults.lose_messages("\"runs\"");
+    log.faults.lose_messages(Messages::Runs);
     let run = two.run(NAME);
     let waiting = tokio::spawn(async move { run.reader_within(Duration::from_secs(60)).await.unwrap() });
     sleep(SETTLED).await;
@@ -759,7 +761,7 @@ async fn a_reader_that_lags_receives_no_event_of_the_next_run() {
     let mut stream = open(&two, &two.run(NAME)).await;
     let (data, cursor) = next(&mut stream).await;
     assert_eq!(data, "first 0");
-    log.faults.lose_messages("\"runs\"");
+    log.faults.lose_messages(Messages::Runs);
     first.finish_with(event("first 1")).await.unwrap();
     let second = begin(&one).await;
     second.publish_many([event("second 0"), event("second 1")]).await.unwrap();

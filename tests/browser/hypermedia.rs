@@ -881,10 +881,18 @@ async fn datastar_opens_one_stream_when_the_page_is_shown_in_a_break() {
 #[tokio::test]
 async fn datastar_opens_two_streams_when_the_page_is_shown_in_a_break_by_default() {
     let Some(browser) = ready(DATASTAR_1) else { return };
-    let mut app = App::new(DATASTAR_1);
-    app.edit("openWhenHidden: true", "retryScaler: 1");
-    let _open = shown_in_a_break(browser, &app).await;
-    until(|| app.hub.stats().connections == 2).await;
+    // The page opens the second stream only if it is shown before the first one is open again. On a
+    // busy machine, the first one may be faster.
+    for _ in 0..5 {
+        let mut app = App::new(DATASTAR_1);
+        app.edit("openWhenHidden: true", "retryScaler: 1");
+        let _open = shown_in_a_break(browser, &app).await;
+        let two = until(|| app.hub.stats().connections == 2);
+        if tokio::time::timeout(Duration::from_secs(5), two).await.is_ok() {
+            return;
+        }
+    }
+    panic!("the page opened one stream each time");
 }
 
 #[tokio::test]

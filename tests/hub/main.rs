@@ -15,3 +15,4 @@ mod overdue;
 mod presence;
 mod retention;
 mod runs;
+mod scopes;

@@ -11,6 +11,7 @@ pub mod broker;
 pub mod certificate;
 pub mod example;
 pub mod nats;
+pub mod nats_cluster;
 pub mod page;
 pub mod port;
 pub mod proxy;

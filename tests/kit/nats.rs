@@ -19,13 +19,13 @@ pub struct NatsServer {
 }
 
 /// The server to run: the program in `TOWER_SSE_NATS_SERVER`, or `nats-server` from the `PATH`.
-fn program() -> Command {
+pub fn program() -> Command {
     Command::new(std::env::var_os("TOWER_SSE_NATS_SERVER").unwrap_or_else(|| "nats-server".into()))
 }
 
 /// Whether a server is installed. If not, reports the test as skipped. Panics if the program in
 /// `TOWER_SSE_NATS_SERVER` does not run.
-fn is_installed() -> bool {
+pub fn is_installed() -> bool {
     let found = program().arg("--version").stdout(Stdio::null()).stderr(Stdio::null()).status().is_ok();
     let named = std::env::var_os("TOWER_SSE_NATS_SERVER");
     assert!(found || named.is_none(), "TOWER_SSE_NATS_SERVER names {named:?}, which does not run");
@@ -50,14 +50,40 @@ impl NatsServer {
         Self::start_as(&[], false)
     }
 
+    /// Starts a server with a configuration file. The server writes a log, which
+    /// [`log`](Self::log) returns.
+    pub fn start_configured(configuration: &str) -> Option<Self> {
+        if !is_installed() {
+            return None;
+        }
+        let folder = Self::new_folder();
+        let [file, log] = ["conf", "log"].map(|extension| folder.with_extension(extension));
+        std::fs::write(&file, configuration).unwrap();
+        let [file, log] = [file, log].map(|path| path.into_os_string().into_string().unwrap());
+        Self::start_in(folder, &["--config", &file, "--log", &log], true)
+    }
+
+    /// Returns the log of a server with a configuration file.
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(self.folder.with_extension("log")).unwrap()
+    }
+
     fn start_as(arguments: &[&str], has_jetstream: bool) -> Option<Self> {
         if !is_installed() {
             return None;
         }
+        Self::start_in(Self::new_folder(), arguments, has_jetstream)
+    }
+
+    fn new_folder() -> PathBuf {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         let folder = std::env::temp_dir().join(format!("tower-sse-nats-{}-{number}", std::process::id()));
         std::fs::create_dir_all(&folder).unwrap();
+        folder
+    }
+
+    fn start_in(folder: PathBuf, arguments: &[&str], has_jetstream: bool) -> Option<Self> {
         let port = port::free_port();
         let arguments = arguments.iter().map(|argument| (*argument).to_owned()).collect();
         let mut server = Self { port, folder, arguments, has_jetstream, child: None };
@@ -93,6 +119,10 @@ impl NatsServer {
         tcp.read_exact(&mut info).is_ok() && &info == b"INFO "
     }
 
+    pub fn is_running(&self) -> bool {
+        self.child.is_some()
+    }
+
     /// Kills the process. Data that it has written stays on the disk.
     pub fn kill(&mut self) {
         if let Some(mut child) = self.child.take() {
@@ -121,6 +151,13 @@ impl NatsServer {
         self.delete_data();
         copy(saved, &self.folder);
         std::fs::remove_dir_all(saved).unwrap();
+    }
+
+    /// Sends a request to the JetStream API. Returns `None` without an answer.
+    pub async fn try_api(&self, request: &str) -> Option<serde_json::Value> {
+        let client = async_nats::connect(self.url()).await.ok()?;
+        let answer = client.request(format!("$JS.API.{request}"), "".into()).await.ok()?;
+        serde_json::from_slice(&answer.payload).ok()
     }
 
     /// Sends a request to the JetStream API, as an administrator could.
@@ -156,5 +193,8 @@ impl Drop for NatsServer {
     fn drop(&mut self) {
         self.kill();
         drop(std::fs::remove_dir_all(&self.folder));
+        for extension in ["conf", "log"] {
+            drop(std::fs::remove_file(self.folder.with_extension(extension)));
+        }
     }
 }

@@ -1,4 +1,5 @@
-//! A Redis server for one test, on a free port and with a temporary folder.
+//! Redis servers for one test, on free ports and with temporary folders: one server, a primary with
+//! replicas and Sentinels, or a cluster.
 
 #![allow(dead_code, unreachable_pub, reason = "each test binary uses a part of it")]
 
@@ -13,7 +14,8 @@ use super::{port, skip};
 pub struct RedisServer {
     pub port: u16,
     folder: PathBuf,
-    arguments: &'static [&'static str],
+    /// The file of settings, if any, and then options.
+    arguments: Vec<String>,
     child: Option<Child>,
 }
 
@@ -25,16 +27,21 @@ pub const DURABLE: &[&str] = &["--save", "", "--appendonly", "yes", "--appendfsy
 impl RedisServer {
     /// Starts a server. If `redis-server` is not installed, reports the test as skipped and returns
     /// `None`.
-    pub fn start(arguments: &'static [&'static str]) -> Option<Self> {
-        if !skip::has("redis-server", "--version") {
+    pub fn start(arguments: &[&str]) -> Option<Self> {
+        Self::start_with(|_| arguments.iter().map(|&argument| argument.to_owned()).collect())
+    }
+
+    /// As [`start`](Self::start), with arguments that are made for the folder of the server.
+    pub fn start_with(arguments: impl FnOnce(&Path) -> Vec<String>) -> Option<Self> {
+        if !skip::has(&server_program(), "--version") {
             return None;
         }
         static NUMBER: AtomicU32 = AtomicU32::new(0);
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         let folder = std::env::temp_dir().join(format!("tower-sse-redis-{}-{number}", std::process::id()));
         std::fs::create_dir_all(&folder).unwrap();
-        let port = port::free_port();
-        let mut server = Self { port, folder, arguments, child: None };
+        let arguments = arguments(&folder);
+        let mut server = Self { port: port::free_port(), folder, arguments, child: None };
         server.restart();
         Some(server)
     }
@@ -46,9 +53,10 @@ impl RedisServer {
     /// Starts the server again, on the same port and in the same folder.
     pub fn restart(&mut self) {
         assert!(self.child.is_none());
-        let mut command = Command::new("redis-server");
+        let mut command = Command::new(server_program());
+        command.args(&self.arguments);
         command.args(["--port", &self.port.to_string(), "--bind", "127.0.0.1", "--dir"]).arg(&self.folder);
-        command.args(self.arguments).stdout(Stdio::null()).stderr(Stdio::null());
+        command.stdout(Stdio::null()).stderr(Stdio::null());
         self.child = Some(command.spawn().unwrap());
         let begun = Instant::now();
         while !self.answers() {
@@ -61,7 +69,9 @@ impl RedisServer {
         use std::io::{Read, Write};
         let Ok(mut tcp) = TcpStream::connect(SocketAddr::from((Ipv4Addr::LOCALHOST, self.port))) else { return false };
         let mut pong = [0; 5];
-        tcp.write_all(b"PING\r\n").is_ok() && tcp.read_exact(&mut pong).is_ok() && &pong == b"+PONG"
+        // A server with a password answers `-NOAUTH`.
+        let has_answered = tcp.write_all(b"PING\r\n").is_ok() && tcp.read_exact(&mut pong).is_ok();
+        has_answered && [b"+PONG", b"-NOAU"].contains(&&pong)
     }
 
     /// Kills the process, like a power cut.
@@ -109,16 +119,220 @@ impl RedisServer {
     }
 
     pub fn cli(&self, arguments: &[&str]) -> String {
-        let output = Command::new("redis-cli").args(["-p", &self.port.to_string()]).args(arguments).output().unwrap();
+        self.cli_as("", arguments)
+    }
+
+    /// Sends a command with a password, which may be empty.
+    pub fn cli_as(&self, password: &str, arguments: &[&str]) -> String {
+        let mut command = Command::new("redis-cli");
+        command.args(["-p", &self.port.to_string()]).args(arguments);
+        if !password.is_empty() {
+            command.env("REDISCLI_AUTH", password);
+        }
+        let output = command.output().unwrap();
         String::from_utf8_lossy(&output.stdout).trim().to_owned()
     }
+
+    /// Whether the process runs.
+    pub fn is_running(&self) -> bool {
+        self.child.is_some()
+    }
+}
+
+/// Returns the server program. `TOWER_SSE_REDIS` names another one, for example a Valkey.
+fn server_program() -> String {
+    std::env::var("TOWER_SSE_REDIS").unwrap_or_else(|_| "redis-server".to_owned())
 }
 
 async fn wait_until(mut holds: impl FnMut() -> bool) {
     let begun = Instant::now();
     while !holds() {
-        assert!(begun.elapsed() < Duration::from_secs(20), "the replica does not follow");
+        // The servers of a busy machine need more than one attempt for a failover.
+        assert!(begun.elapsed() < Duration::from_secs(90), "the servers are not in sync");
         tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+/// A primary with two replicas, and three Sentinels that call the primary `main`.
+pub struct Replicated {
+    pub servers: Vec<RedisServer>,
+    pub sentinels: Vec<RedisServer>,
+}
+
+/// The password of the servers of [`Replicated`].
+pub const PASSWORD: &str = "s3rver";
+/// The password of the Sentinels of [`Replicated`].
+pub const SENTINEL_PASSWORD: &str = "s3ntinel";
+
+impl Replicated {
+    /// Starts all processes. Returns when every Sentinel knows the replicas and the other
+    /// Sentinels.
+    pub async fn start() -> Option<Self> {
+        let mut servers: Vec<RedisServer> = Vec::new();
+        for _ in 0..3 {
+            let primary = servers.first().map(|primary| format!("127.0.0.1 {}", primary.port));
+            let mut arguments = vec!["--save", "", "--appendonly", "no", "--requirepass", PASSWORD];
+            arguments.extend(["--masterauth", PASSWORD, "--repl-diskless-sync-delay", "0"]);
+            if let Some(primary) = &primary {
+                arguments.extend(["--replicaof", primary]);
+            }
+            servers.push(RedisServer::start(&arguments)?);
+        }
+        let mut sentinels = Vec::new();
+        for _ in 0..3 {
+            let settings = format!(
+                "sentinel monitor main 127.0.0.1 {} 2\nsentinel auth-pass main {PASSWORD}\n\
+                 sentinel down-after-milliseconds main 500\nsentinel failover-timeout main 3000\n\
+                 sentinel sentinel-pass {SENTINEL_PASSWORD}\nrequirepass {SENTINEL_PASSWORD}\n",
+                servers[0].port
+            );
+            let sentinel = RedisServer::start_with(|folder| {
+                let file = folder.join("sentinel.conf");
+                std::fs::write(&file, settings).unwrap();
+                vec![file.to_str().unwrap().to_owned(), "--sentinel".to_owned()]
+            })?;
+            // Otherwise the Sentinels need ten seconds to know each other and the replicas. With a
+            // shorter `publish-period`, they would demote a promoted replica before the Sentinel
+            // that promoted it notices its new role.
+            let debug = "SENTINEL DEBUG info-period 100 ping-period 100 ask-period 100 publish-period 500";
+            let debug: Vec<&str> = debug.split(' ').collect();
+            assert_eq!(sentinel.cli_as(SENTINEL_PASSWORD, &debug), "OK");
+            sentinels.push(sentinel);
+        }
+        let this = Self { servers, sentinels };
+        this.wait_until_connected().await;
+        Some(this)
+    }
+
+    /// Returns the URLs of the Sentinels, with their password.
+    pub fn sentinel_urls(&self) -> Vec<String> {
+        let url = |sentinel: &RedisServer| format!("redis://:{SENTINEL_PASSWORD}@127.0.0.1:{}", sentinel.port);
+        self.sentinels.iter().map(url).collect()
+    }
+
+    /// Returns the index of the primary that the first Sentinel names.
+    pub fn primary(&self) -> usize {
+        let address = self.sentinels[0].cli_as(SENTINEL_PASSWORD, &["SENTINEL", "GET-MASTER-ADDR-BY-NAME", "main"]);
+        self.servers.iter().position(|server| address.ends_with(&format!("\n{}", server.port))).unwrap()
+    }
+
+    /// Asks a Sentinel for a failover.
+    pub fn fail_over(&self) {
+        let answer = self.sentinels[0].cli_as(SENTINEL_PASSWORD, &["SENTINEL", "FAILOVER", "main"]);
+        assert_eq!(answer, "OK");
+    }
+
+    /// Waits until the first Sentinel names another primary.
+    pub async fn wait_for_another_primary(&self, old: usize) {
+        wait_until(|| self.primary() != old).await;
+    }
+
+    /// Waits until all Sentinels name one primary that is up, and know the replicas, which are
+    /// connected to it.
+    pub async fn wait_until_connected(&self) {
+        let begun = Instant::now();
+        loop {
+            let primary = &self.servers[self.primary()];
+            let port = primary.port.to_string();
+            let expected = [["port", &*port], ["flags", "master"], ["num-slaves", "2"], ["num-other-sentinels", "2"]];
+            let mut states = Vec::new();
+            for sentinel in &self.sentinels {
+                let state = sentinel.cli_as(SENTINEL_PASSWORD, &["SENTINEL", "MASTER", "main"]);
+                let lines: Vec<&str> = state.lines().collect();
+                states.push(expected.map(|field| lines.chunks(2).any(|line| line == field)));
+            }
+            let info = primary.cli_as(PASSWORD, &["INFO", "replication"]);
+            if states.iter().flatten().all(|is_expected| *is_expected) && info.matches("state=online").count() == 2 {
+                return;
+            }
+            assert!(begun.elapsed() < Duration::from_secs(20), "the servers do not agree: {states:?}, {info}");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+}
+
+/// A Redis Cluster of three servers without replicas.
+pub struct RedisCluster {
+    pub servers: Vec<RedisServer>,
+}
+
+impl RedisCluster {
+    /// Starts the servers. Returns when the cluster accepts commands.
+    pub async fn start() -> Option<Self> {
+        let mut servers = Vec::new();
+        for _ in 0..3 {
+            let bus = port::free_port().to_string();
+            let options = ["--save", "", "--appendonly", "no", "--cluster-enabled", "yes", "--cluster-port", &bus];
+            servers.push(RedisServer::start(&options)?);
+        }
+        for (number, server) in servers.iter().enumerate() {
+            let (first, last) = (number * 16_384 / 3, (number + 1) * 16_384 / 3 - 1);
+            server.cli(&["CLUSTER", "SET-CONFIG-EPOCH", &(number + 1).to_string()]);
+            server.cli(&["CLUSTER", "ADDSLOTSRANGE", &first.to_string(), &last.to_string()]);
+            let bus = servers[0].cli(&["CONFIG", "GET", "cluster-port"]);
+            let bus = bus.lines().last().unwrap().to_owned();
+            server.cli(&["CLUSTER", "MEET", "127.0.0.1", &servers[0].port.to_string(), &bus]);
+        }
+        let this = Self { servers };
+        wait_until(|| {
+            let info = |server: &RedisServer| server.cli(&["CLUSTER", "INFO"]);
+            let is_ok = |info: String| info.contains("cluster_state:ok") && info.contains("cluster_known_nodes:3");
+            this.servers.iter().all(|server| is_ok(info(server)))
+        })
+        .await;
+        Some(this)
+    }
+
+    pub fn url(&self, server: usize) -> String {
+        self.servers[server].url()
+    }
+
+    /// Returns the slot of a namespace, and the index of its owner.
+    pub fn owner(&self, namespace: &str) -> (String, usize) {
+        let slot = self.servers[0].cli(&["CLUSTER", "KEYSLOT", &format!("tower-sse:{{{namespace}}}:log")]);
+        let number: usize = slot.parse().unwrap();
+        let has_slot = |server: &RedisServer| {
+            let nodes = server.cli(&["CLUSTER", "NODES"]);
+            let own = nodes.lines().find(|line| line.contains("myself")).unwrap();
+            own.split(' ').skip(8).filter(|range| !range.starts_with('[')).any(|range| {
+                let (first, last) = range.split_once('-').unwrap_or((range, range));
+                (first.parse().unwrap()..=last.parse().unwrap()).contains(&number)
+            })
+        };
+        let owner = self.servers.iter().position(has_slot).unwrap();
+        (slot, owner)
+    }
+
+    /// Begins to move a slot from one server to another.
+    pub fn begin_to_move(&self, slot: &str, from: usize, to: usize) {
+        let id = |server: usize| self.servers[server].cli(&["CLUSTER", "MYID"]);
+        let set = |server: usize, state: &str, other: usize| {
+            assert_eq!(self.servers[server].cli(&["CLUSTER", "SETSLOT", slot, state, &id(other)]), "OK");
+        };
+        set(to, "IMPORTING", from);
+        set(from, "MIGRATING", to);
+    }
+
+    /// Returns the keys of a slot that a server has.
+    pub fn keys(&self, slot: &str, server: usize) -> Vec<String> {
+        let keys = self.servers[server].cli(&["CLUSTER", "GETKEYSINSLOT", slot, "1000"]);
+        keys.lines().map(str::to_owned).filter(|key| !key.is_empty()).collect()
+    }
+
+    /// Moves a key to another server.
+    pub fn move_key(&self, key: &str, from: usize, to: usize) {
+        let port = self.servers[to].port.to_string();
+        let answer = self.servers[from].cli(&["MIGRATE", "127.0.0.1", &port, key, "0", "5000"]);
+        assert!(["OK", "NOKEY"].contains(&&*answer), "{answer}");
+    }
+
+    /// Makes a server the owner of a slot.
+    pub fn finish_move(&self, slot: &str, from: usize, to: usize) {
+        let id = self.servers[to].cli(&["CLUSTER", "MYID"]);
+        let others = (0..self.servers.len()).filter(|server| ![from, to].contains(server));
+        for server in [to, from].into_iter().chain(others) {
+            assert_eq!(self.servers[server].cli(&["CLUSTER", "SETSLOT", slot, "NODE", &id]), "OK");
+        }
     }
 }
 

@@ -12,8 +12,8 @@ use futures::stream::{BoxStream, repeat};
 use futures::{FutureExt, StreamExt};
 use tower_sse::backplane::sealed::Sealed;
 use tower_sse::backplane::{
-    Backplane, BackplaneError, Begun, ControlMessage, CurrentValue, JournalAppend, JournalId, JournalPage, Journals,
-    LogPosition, LogState, Memory, NewRecord, Seen, Stored,
+    Backplane, BackplaneError, Begun, ControlMessage, ControlStream, CurrentValue, JournalAppend, JournalId,
+    JournalPage, Journals, LogPosition, LogState, Memory, NewRecord, Seen, Stored,
 };
 use tower_sse::test_kit::{Call, Fault, FaultyLog, LogConnection, Operation, check_backplane};
 
@@ -163,6 +163,8 @@ enum Defect {
     LeavesRecordsOut,
     RemembersKeysOfAnotherEpoch,
     KeepsValuesForAMoment,
+    MixesControlStreams,
+    CutsSharedValues,
 }
 
 /// A log in memory with one defect.
@@ -247,8 +249,9 @@ impl Backplane for Defective {
         self.memory.values()
     }
 
-    fn broadcast(&self, message: Bytes) -> BoxFuture<'_, Answer<()>> {
-        self.memory.broadcast(message)
+    fn broadcast(&self, stream: ControlStream, message: Bytes) -> BoxFuture<'_, Answer<()>> {
+        let is_mixed = self.has(Defect::MixesControlStreams);
+        self.memory.broadcast(if is_mixed { ControlStream::Presence } else { stream }, message)
     }
 
     fn listen(&self, after: Option<Box<str>>) -> BoxStream<'static, Answer<ControlMessage>> {
@@ -289,6 +292,15 @@ impl Backplane for Defective {
             self.memory.put_once(key, payload.clone(), Duration::from_secs(60)).now_or_never().unwrap().unwrap();
         }
         ready(taken).boxed()
+    }
+
+    fn put_shared(&self, key: &str, payload: Bytes, time: Duration) -> BoxFuture<'_, Answer<()>> {
+        let size = if self.has(Defect::CutsSharedValues) { payload.len().min(100_000) } else { payload.len() };
+        self.memory.put_shared(key, payload.slice(..size), time)
+    }
+
+    fn get_shared(&self, key: &str) -> BoxFuture<'_, Answer<Option<Bytes>>> {
+        self.memory.get_shared(key)
     }
 
     fn describe(&self) -> String {
@@ -364,6 +376,9 @@ async fn each_defect_of_an_adapter_breaks_the_rule_about_it() {
         (Defect::ForgetsMarks, "a_listener_with_a_mark_gets_the_messages_after_it"),
         (Defect::GivesAValueAgain, "a_value_that_is_put_once_is_taken_once"),
         (Defect::KeepsValues, "a_value_that_is_put_once_expires"),
+        (Defect::MixesControlStreams, "presence_messages_displace_no_commands"),
+        (Defect::ForgetsMarks, "a_mark_is_a_position_in_both_control_streams"),
+        (Defect::CutsSharedValues, "a_shared_value_is_read_by_every_caller"),
         (Defect::BeginsASecondTime, "an_open_journal_is_active_until_it_is_closed"),
         (Defect::ReplacesNoClosedJournal, "one_of_many_simultaneous_writers_replaces_a_closed_journal"),
         (Defect::AppendsAnywhere, "an_append_that_does_not_fit_is_a_conflict"),

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use futures::{FutureExt, StreamExt};
 use tokio::time::Instant;
-use tower_sse::backplane::{Backplane, Begun, JournalAppend, Journals, NewRecord, Value};
+use tower_sse::backplane::{Backplane, Begun, ControlStream, JournalAppend, Journals, NewRecord, Value};
 use tower_sse::test_kit::{Fault, FaultyLog, LogConnection, Operation};
 use tower_sse::{
     Disconnect, EndReason, Event, GapReason, Hub, NextEventError, PublishError, Retention, Subscriber, SubscriberItem,
@@ -220,7 +220,7 @@ async fn a_request_whose_effect_is_lost_is_successful_for_its_caller() {
     connection.faults().next(Operation::Append, Fault::LoseEffect);
     connection.faults().next(Operation::Broadcast, Fault::LoseEffect);
     assert_eq!(soon(connection.append(record("lost"), None)).await[0].as_ref().unwrap().sequence, 1);
-    soon(connection.broadcast("lost".into())).await.unwrap();
+    soon(connection.broadcast(ControlStream::Presence, "lost".into())).await.unwrap();
     assert_eq!(log.last(), 0);
     assert!(messages.next().now_or_never().is_none());
     assert_eq!(soon(connection.append(record("next"), None)).await[0].as_ref().unwrap().sequence, 1);
@@ -255,8 +255,8 @@ async fn a_condition_limits_a_fault_to_some_requests() {
     let minute = Duration::from_secs(60);
     assert!(log.put_once("ticket-7", "ada".into(), minute).await.unwrap_err().is_rejected());
     log.put_once("ticket-8", "ada".into(), minute).await.unwrap();
-    assert!(log.broadcast("a goodbye".into()).await.unwrap_err().is_rejected());
-    log.broadcast("hello".into()).await.unwrap();
+    assert!(log.broadcast(ControlStream::Presence, "a goodbye".into()).await.unwrap_err().is_rejected());
+    log.broadcast(ControlStream::Presence, "hello".into()).await.unwrap();
 }
 
 /// Records have numbers, so a hub finds the missing one.
@@ -281,10 +281,10 @@ async fn a_connection_leaves_a_lost_delivery_out() {
         log.faults().next(Operation::DeliverRecords, fault);
         log.faults().next(Operation::DeliverMessage, fault);
         log.append(record("lost"), None).await;
-        log.broadcast("lost".into()).await.unwrap();
+        log.broadcast(ControlStream::Presence, "lost".into()).await.unwrap();
         assert!(tail.next().now_or_never().is_none() && messages.next().now_or_never().is_none());
         log.append(record("next"), None).await;
-        log.broadcast("next".into()).await.unwrap();
+        log.broadcast(ControlStream::Presence, "next".into()).await.unwrap();
         assert_eq!(soon(tail.next()).await.unwrap().unwrap()[0].payload, "next");
         assert_eq!(soon(messages.next()).await.unwrap().unwrap().message, "next");
     }
@@ -314,8 +314,8 @@ async fn a_connection_yields_each_duplicated_delivery_twice() {
     log.faults().next(Operation::DeliverMessage, Fault::Duplicate);
     let (mut tail, mut messages) = (log.tail(0), log.listen(None));
     log.append(record("1"), None).await;
-    log.broadcast("hello".into()).await.unwrap();
-    log.broadcast("goodbye".into()).await.unwrap();
+    log.broadcast(ControlStream::Presence, "hello".into()).await.unwrap();
+    log.broadcast(ControlStream::Presence, "goodbye".into()).await.unwrap();
     for _ in 0..2 {
         assert_eq!(soon(tail.next()).await.unwrap().unwrap()[0].payload, "1");
     }

@@ -11,6 +11,8 @@ use async_nats::jetstream::message::PublishMessage;
 use async_nats::jetstream::publish::PublishAck;
 
 use super::super::{Answer, BackplaneError, LogPosition, NewRecord};
+use super::connection::Connection;
+use super::denials::Since;
 use super::names::{VALUES, escape, write_values};
 use super::session::Session;
 
@@ -30,6 +32,12 @@ pub(super) enum Outcome {
     Failed(BackplaneError),
 }
 
+/// A record that was sent.
+struct Sent {
+    subject: String,
+    acknowledgement: PublishAckFuture,
+}
+
 /// Appends records in order. Returns one outcome for each record.
 pub(super) async fn append(session: &Session, records: &[NewRecord]) -> Vec<Outcome> {
     let mut outcomes = Vec::with_capacity(records.len());
@@ -37,22 +45,23 @@ pub(super) async fn append(session: &Session, records: &[NewRecord]) -> Vec<Outc
     // The time limit of each wait. The first wait that exceeds this limit sets it to zero, so that
     // one call does not wait this long for each record.
     let mut limit = session.connection.limits.timeout;
+    let denials = session.connection.denials();
     for record in records {
         if pending.len() >= WINDOW
             && let Some(sent) = pending.pop_front()
         {
-            outcomes.push(acknowledged(session, sent, &mut limit).await);
+            outcomes.push(acknowledged(session, sent, &denials, &mut limit).await);
         }
         pending.push_back(send(session, record, &mut limit).await);
     }
     for sent in pending {
-        outcomes.push(acknowledged(session, sent, &mut limit).await);
+        outcomes.push(acknowledged(session, sent, &denials, &mut limit).await);
     }
     outcomes
 }
 
 /// Sends a record. After an error, the record was not sent.
-async fn send(session: &Session, record: &NewRecord, limit: &mut Duration) -> Answer<PublishAckFuture> {
+async fn send(session: &Session, record: &NewRecord, limit: &mut Duration) -> Answer<Sent> {
     let connection = &session.connection;
     let LogPosition { epoch, .. } = session.seen();
     let mut headers = HeaderMap::new();
@@ -69,9 +78,9 @@ async fn send(session: &Session, record: &NewRecord, limit: &mut Duration) -> An
         connection.names.keyed_by(&record.values)
     };
     let publish = PublishMessage::build().payload(record.payload.clone()).headers(headers);
-    let sent = connection.within(*limit, connection.jetstream.send_publish(subject, publish));
+    let sent = connection.within(*limit, connection.jetstream.send_publish(subject.clone(), publish));
     match sent.await {
-        Ok(Ok(sent)) => Ok(sent),
+        Ok(Ok(acknowledgement)) => Ok(Sent { subject, acknowledgement }),
         Ok(Err(error)) if error.kind() == PublishErrorKind::MaxPayloadExceeded => Err(connection.too_large("record")),
         Ok(Err(error)) => Err(BackplaneError::unavailable(error.to_string())),
         Err(error) => {
@@ -82,13 +91,14 @@ async fn send(session: &Session, record: &NewRecord, limit: &mut Duration) -> An
 }
 
 /// Returns the outcome of a record. Waits for the acknowledgement if the record was sent.
-async fn acknowledged(session: &Session, sent: Answer<PublishAckFuture>, limit: &mut Duration) -> Outcome {
+async fn acknowledged(session: &Session, sent: Answer<Sent>, denials: &Since, limit: &mut Duration) -> Outcome {
     let sent = match sent {
         Ok(sent) => sent,
         Err(error) => return Outcome::Failed(error),
     };
-    match session.connection.within(*limit, sent.into_future()).await {
-        // The server is still storing the first record with this idempotency key.
+    let denial = denials.message(&sent.subject);
+    match session.connection.unless(&denial, *limit, sent.acknowledgement.into_future()).await {
+        // The server is still storing the first record with this idempotency key, and may yet fail.
         Ok(Ok(PublishAck { sequence: 0, .. })) => {
             Outcome::Failed(BackplaneError::unknown("the number of the record is not known yet"))
         }
@@ -96,7 +106,10 @@ async fn acknowledged(session: &Session, sent: Answer<PublishAckFuture>, limit: 
         Ok(Ok(PublishAck { sequence, .. })) => Outcome::Appended(sequence),
         Ok(Err(error)) => rejected(&error),
         Err(error) => {
-            *limit = Duration::ZERO;
+            // The server answers the other records if it denies this one.
+            if !error.is_rejected() {
+                *limit = Duration::ZERO;
+            }
             Outcome::Failed(error)
         }
     }
@@ -106,9 +119,6 @@ async fn acknowledged(session: &Session, sent: Answer<PublishAckFuture>, limit: 
 fn rejected(error: &PublishError) -> Outcome {
     match error.kind() {
         PublishErrorKind::StreamNotFound => Outcome::NoStream,
-        PublishErrorKind::TimedOut | PublishErrorKind::BrokenPipe => {
-            Outcome::Failed(BackplaneError::unknown(error.to_string()))
-        }
-        _ => Outcome::Failed(BackplaneError::rejected(error.to_string())),
+        _ => Outcome::Failed(Connection::publish_error(error)),
     }
 }

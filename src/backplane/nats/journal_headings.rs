@@ -9,6 +9,7 @@ use async_nats::HeaderMap;
 use super::super::journal::{self, JournalId};
 use super::super::{Answer, BackplaneError};
 use super::names::JOURNAL;
+use super::proof::Barrier;
 use super::streams::JOURNAL_AGE;
 use crate::sync::Mutex;
 
@@ -110,6 +111,8 @@ pub(super) struct Known {
     pub(super) written: Places,
     /// The last entries of the pages that the session has read.
     pub(super) read: Places,
+    /// The writes that precede a repeated read.
+    pub(super) barrier: Barrier,
 }
 
 #[cfg(test)]

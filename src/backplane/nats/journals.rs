@@ -17,6 +17,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use async_nats::HeaderMap;
 use async_nats::header::NATS_ROLLUP;
 use async_nats::jetstream::context::PublishErrorKind;
 use async_nats::jetstream::message::PublishMessage;
@@ -24,6 +25,7 @@ use async_nats::jetstream::publish::PublishAck;
 use bytes::Bytes;
 use futures::future::BoxFuture;
 use serde_json::json;
+use tokio::time::sleep;
 
 use super::super::journal::{self, Begun, JournalAppend, JournalId, JournalPage, Journals, fitting};
 use super::super::{Answer, BackplaneError};
@@ -33,10 +35,12 @@ use super::journal_headings::{Heading, Known, Place, millis, now};
 use super::reader::Reader;
 use super::session::Session;
 use super::shared::Shared;
-use super::streams;
+use super::streams::{self, Plain};
 
 /// The maximum number of attempts while other callers change the journal.
 const ATTEMPTS: usize = 8;
+/// The pause between two attempts in a cluster.
+const PAUSE: Duration = Duration::from_millis(20);
 /// The number of entries in the first batch of a read, whose size is not known yet.
 const FIRST_BATCH: usize = 64;
 /// The maximum number of entries in one batch of a read.
@@ -90,9 +94,11 @@ impl<'s> Subject<'s> {
     /// Returns the newest entry of the current journal, and the number of the newest message of the
     /// subject, or 0 if the subject has no message.
     async fn newest(&self) -> Answer<(Option<Newest>, u64)> {
-        let Some(message) = self.connection.newest_of(self.stream(), self.subject).await? else {
-            return Ok((None, 0));
-        };
+        let message = self.connection.newest_of(self.stream(), self.subject).await.inspect_err(|_| {
+            // The stream may have been deleted, so the next call asks for it.
+            self.known.has_stream.store(false, Ordering::Release);
+        })?;
+        let Some(message) = message else { return Ok((None, 0)) };
         let heading = Heading::parse(&message.headers)?;
         let stored_at = u64::try_from(message.time.unix_timestamp_nanos() / 1_000_000).unwrap_or(0);
         let sequence = message.sequence;
@@ -118,19 +124,40 @@ impl<'s> Subject<'s> {
             Err(error) => {
                 self.known.written.forget(self.subject);
                 match error.kind() {
-                    PublishErrorKind::WrongLastSequence => Ok(false),
+                    _ if Connection::is_conflict(&error) => {
+                        // In a cluster, the message of another caller may not be stored yet.
+                        if self.connection.is_clustered() {
+                            sleep(PAUSE).await;
+                        }
+                        Ok(false)
+                    }
                     PublishErrorKind::StreamNotFound => {
                         self.known.has_stream.store(false, Ordering::Release);
                         Ok(false)
                     }
                     PublishErrorKind::MaxPayloadExceeded => Err(self.connection.too_large("entry")),
-                    PublishErrorKind::TimedOut | PublishErrorKind::BrokenPipe => {
-                        Err(BackplaneError::unknown(error.to_string()))
-                    }
-                    _ => Err(BackplaneError::rejected(error.to_string())),
+                    _ => Err(Connection::publish_error(&error)),
                 }
             }
         }
+    }
+
+    /// Makes the next read current, because the server that answered the previous read may lack
+    /// entries, or may not know the stream of journals. Returns false if the previous read was
+    /// current: on a single server, or after another call. Returns an error if no stream accepts
+    /// the write, because it may have no leader at the moment.
+    async fn confirm(&self, is_current: &mut bool) -> Answer<bool> {
+        if *is_current || !self.connection.is_clustered() {
+            return Ok(false);
+        }
+        let mut headers = HeaderMap::new();
+        // The subject keeps one message.
+        headers.insert(NATS_ROLLUP, "sub");
+        let message = PublishMessage::build().headers(headers);
+        self.known.barrier.pass(self.connection, self.connection.names.no_journal(), message).await?;
+        self.known.has_stream.store(true, Ordering::Release);
+        *is_current = true;
+        Ok(true)
     }
 
     async fn begin(&self, first: Bytes) -> Answer<Begun> {
@@ -151,7 +178,7 @@ impl<'s> Subject<'s> {
     /// Creates the stream if it does not exist.
     async fn find_open(&self, first: &Bytes) -> Answer<(Option<Begun>, u64)> {
         if !self.has_stream().await? {
-            streams::journals(self.connection).await?;
+            Plain::journals(&self.connection.names).create_if_missing(self.connection).await?;
             if !self.has_stream().await? {
                 return Err(BackplaneError::unavailable("the stream of journals was deleted"));
             }
@@ -176,13 +203,19 @@ impl<'s> Subject<'s> {
         let keep = close.map(|keep| millis(keep.min(journal::MAX_KEEP)));
         let is_end = |place: &Place| place.heading.number == after && place.heading.keep.is_none();
         let mut known = self.known.written.find(self.subject, id).filter(is_end);
+        let mut is_current = false;
         for _ in 0..ATTEMPTS {
             let place = match known.take() {
                 Some(place) => place,
                 None => match self.find(id, number, &entry, close.is_some()).await {
                     Ok(Found::End(place)) => place,
                     Ok(Found::Repeat) => return Ok(JournalAppend::Appended),
-                    Ok(Found::Conflict) => return Ok(JournalAppend::Conflict),
+                    Ok(Found::Conflict) => {
+                        if self.confirm(&mut is_current).await.map_err(BackplaneError::before_request)? {
+                            continue;
+                        }
+                        return Ok(JournalAppend::Conflict);
+                    }
                     Err(error) => return Err(error.before_request()),
                 },
             };
@@ -226,11 +259,21 @@ impl<'s> Subject<'s> {
     }
 
     async fn read(&self, id: Option<JournalId>, after: u64, max_bytes: usize) -> Answer<Option<JournalPage>> {
+        let mut is_current = false;
         for _ in 0..ATTEMPTS {
             if !self.has_stream().await? {
+                if self.confirm(&mut is_current).await? {
+                    continue;
+                }
                 return Ok(None);
             }
             let (newest, sequence) = self.newest().await?;
+            let is_found = newest
+                .as_ref()
+                .is_some_and(|Newest { heading, .. }| heading.number >= after && id.is_none_or(|id| id == heading.id));
+            if !is_found && self.confirm(&mut is_current).await? {
+                continue;
+            }
             let Some(newest) = newest else {
                 if sequence > 0 {
                     purge(self.connection, self.subject, sequence).await;
@@ -246,7 +289,11 @@ impl<'s> Subject<'s> {
             } else if after + 1 == last {
                 vec![newest.payload]
             } else {
-                let entries = self.entries(&newest, after, max_bytes).await?;
+                let entries = match self.entries(&newest, after, max_bytes).await {
+                    // The time of the journal has passed meanwhile, and its messages were removed.
+                    Err(error) if error.is_unknown() && keep.is_some() && self.newest().await?.0.is_none() => continue,
+                    entries => entries?,
+                };
                 if entries.is_empty() {
                     // Another caller has replaced the journal meanwhile, or an entry was removed.
                     continue;
@@ -261,7 +308,7 @@ impl<'s> Subject<'s> {
 
     /// Reads entries above `after` of the journal with this newest entry. Returns fewer entries
     /// than fit into `max_bytes` if the journal is replaced meanwhile, and no entries if the first
-    /// of them is missing.
+    /// of them is missing. Returns an error if it is missing only on the replica that was read.
     async fn entries(&self, newest: &Newest, after: u64, max_bytes: usize) -> Answer<Vec<Bytes>> {
         let Newest { heading: Heading { id, number: last, .. }, .. } = *newest;
         let known = self.known.read.find(self.subject, id).filter(|place| place.heading.number <= after);
@@ -271,6 +318,7 @@ impl<'s> Subject<'s> {
         let (mut entries, mut bytes, mut next) = (Vec::new(), 0_usize, after + 1);
         let mut places = Vec::new();
         let mut is_first = true;
+        let mut read_through = 0;
         while remaining > 0 && next <= last && (entries.is_empty() || bytes < max_bytes) {
             // About as many entries as fit into the rest of the page.
             let fit = max_bytes.saturating_sub(bytes).saturating_mul(entries.len()) / bytes.max(1);
@@ -291,6 +339,7 @@ impl<'s> Subject<'s> {
             }
             for message in messages {
                 remaining = message.pending;
+                read_through = message.stored.sequence;
                 let heading = Heading::parse(&message.headers)?;
                 if heading.id == id && heading.number == next {
                     bytes = bytes.saturating_add(message.stored.payload.len());
@@ -301,6 +350,9 @@ impl<'s> Subject<'s> {
             }
         }
         reader.close().await;
+        if entries.is_empty() && self.connection.is_clustered() && read_through < newest.sequence {
+            return Err(BackplaneError::unavailable("a replica of the journals is behind"));
+        }
         let count = fitting(&entries, max_bytes);
         // The next page begins after this page.
         if let Some(end) = count.checked_sub(1).and_then(|last| places.get(last)) {
@@ -323,7 +375,7 @@ async fn purge(connection: &Connection, subject: &str, sequence: u64) {
 fn purge_later(shared: &Arc<Shared>, subject: String, sequence: u64, keep: Duration) {
     let shared = Arc::downgrade(shared);
     tokio::spawn(async move {
-        tokio::time::sleep(keep).await;
+        sleep(keep).await;
         let Some(shared) = shared.upgrade() else { return };
         if let Ok(session) = shared.session(None).await {
             purge(&session.connection, &subject, sequence).await;

@@ -1,5 +1,5 @@
 //! The NATS adapter. It stores the log in a JetStream stream, and needs a NATS server of version
-//! 2.9 or newer.
+//! 2.9 or newer, or a cluster of servers of version 2.12.2 or newer.
 //!
 //! A NATS server cannot run scripts. So the adapter sends several requests where the Redis adapter
 //! calls one script:
@@ -24,22 +24,39 @@
 //!   instance that was disconnected for a moment can still receive them.
 //!
 //! A server may lose acknowledged records in a power failure, unless it syncs every write
-//! (`sync_interval: always`). The adapter creates streams with one replica. Streams with more
-//! replicas are not supported.
+//! (`sync_interval: always`).
+//!
+//! # Clusters
+//!
+//! In a cluster, the answer to a read may lack acknowledged messages. A stream without a leader is
+//! described by any of its replicas. A leader that was cut off from the other servers answers until
+//! it steps down. A consumer reads from any replica, which may be behind. So no read proves a loss:
+//!
+//! - A description of a stream without a leader is an error (`Connection::stream`).
+//! - If the log ends below a known number, the number of a record that is appended now decides
+//!   (`proof`). Values are deleted only after this proof.
+//! - A stream that is not found is asked for again.
+//! - A reader skips messages that it has read. A read that lacks a message which the leader has, or
+//!   which was acknowledged, is an error.
+//! - A ticket or a run that is not found is read again after a write to its stream.
 
+mod access;
 mod append;
 mod connection;
 mod control;
+mod denials;
 mod deposits;
 mod journal_headings;
 mod journals;
 mod names;
+mod proof;
 mod reader;
 mod session;
 mod shared;
 mod streams;
 mod values;
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -47,6 +64,7 @@ use bytes::Bytes;
 use futures::future::BoxFuture;
 use futures::stream::BoxStream;
 
+use self::access::Identity;
 use self::connection::Servers;
 use self::names::Names;
 use self::reader::Reader;
@@ -54,7 +72,8 @@ use self::shared::Shared;
 use super::limits::LogLimits;
 use super::sealed::Sealed;
 use super::{
-    Answer, Backplane, BackplaneError, ControlMessage, CurrentValue, LogPosition, LogState, NewRecord, Seen, Stored,
+    Answer, Backplane, BackplaneError, ControlMessage, ControlStream, CurrentValue, LogPosition, LogState, NewRecord,
+    Seen, Stored,
 };
 use crate::macros::opaque_debug;
 
@@ -66,10 +85,11 @@ const BATCH: usize = 512;
 /// A log on a NATS server with JetStream, for
 /// [`HubBuilder::backplane`](crate::HubBuilder::backplane).
 ///
-/// `Nats` needs the feature `nats` and a server of version 2.9 or newer, with JetStream. The log is
-/// as durable as the server's storage. A server process that is killed and restarts with its
-/// storage directory has lost no acknowledged record. If the server restarts without records that
-/// an instance has seen, the log begins a new epoch, and every stream receives one `hub.gap`.
+/// `Nats` needs the feature `nats` and a server of version 2.9 or newer, with JetStream, or a
+/// cluster of servers of version 2.12.2 or newer ([`replicas`](Self::replicas)). The log is as
+/// durable as the server's storage. A server process that is killed and restarts with its storage
+/// directory has lost no acknowledged record. If the server restarts without records that an
+/// instance has seen, the log begins a new epoch, and every stream receives one `hub.gap`.
 ///
 /// A record and its headers together must not exceed the server's `max_payload`, by default 1 MiB.
 /// The headers contain the idempotency key and the ids of the values that the record sets or
@@ -114,21 +134,149 @@ impl Nats {
     /// [`LogLimits::new`].
     #[must_use]
     pub fn limits(self, limits: LogLimits) -> Self {
-        self.with(|old| *old = LogLimits { timeout: old.timeout, ..limits })
+        self.with(|_, old| *old = LogLimits { timeout: old.timeout, ..limits })
     }
 
     /// Sets the time limit for connecting to a server, and for each answer of the server. Defaults
     /// to 2 s. A call that needs several requests can take longer.
     #[must_use]
     pub fn timeout(self, timeout: Duration) -> Self {
-        self.with(|limits| limits.timeout = timeout)
+        self.with(|_, limits| limits.timeout = timeout)
     }
 
-    fn with(self, change: impl FnOnce(&mut LogLimits)) -> Self {
+    /// Sets the minimum number of replicas of each stream: the log, the current values, the bucket
+    /// with the epoch, control messages, tickets and runs. Defaults to 1.
+    ///
+    /// With 3 replicas, in a cluster of at least three servers, the log survives the failure of one
+    /// server without a loss, and with 5 replicas the failure of two. The adapter creates streams
+    /// with this number, and raises the number of existing streams that have fewer. It never lowers
+    /// the number, because another instance may require more. To lower it, change the streams with
+    /// the tools of NATS.
+    ///
+    /// More than one replica, and a cluster, needs version 2.12.2 or newer on all servers. Every
+    /// call fails with an error that names the versions if the server to which the adapter has
+    /// connected is older. The adapter does not see the versions of the other servers, so upgrade
+    /// all servers of a cluster before you use this version of the adapter.
+    ///
+    /// ```
+    /// # #[cfg(feature = "nats")] fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// use tower_sse::backplane::Nats;
+    ///
+    /// let log = Nats::new("nats://one:4222, nats://two:4222, nats://three:4222", "shop")?;
+    /// let log = log.replicas(3)?;
+    /// # let _ = log; Ok(()) }
+    /// # #[cfg(not(feature = "nats"))] fn main() {}
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// Returns an error if the number is not between 1 and 5.
+    pub fn replicas(self, replicas: usize) -> Answer<Self> {
+        if !(1..=5).contains(&replicas) {
+            return Err(BackplaneError::rejected(format!("a stream cannot have {replicas} replicas, only 1 to 5")));
+        }
+        Ok(self.with(|servers, _| servers.replicas = replicas))
+    }
+
+    /// Reads a user JWT and an NKey seed from a credentials file (`.creds`), in place of a user or
+    /// a token in the URL. The adapter reads the file for each new connection, so a renewed file
+    /// needs no restart.
+    ///
+    /// If the file cannot be read or has another content, every call fails with an error.
+    ///
+    /// ```
+    /// # #[cfg(feature = "nats")] fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// use tower_sse::backplane::Nats;
+    ///
+    /// let log = Nats::new("tls://nats.example.com", "shop")?;
+    /// let log = log.credentials_file("/run/secrets/nats.creds");
+    /// # let _ = log; Ok(()) }
+    /// # #[cfg(not(feature = "nats"))] fn main() {}
+    /// ```
+    #[must_use]
+    pub fn credentials_file(self, path: impl Into<PathBuf>) -> Self {
+        let path = path.into();
+        self.with(|servers, _| servers.access.set_identity(Identity::File(path)))
+    }
+
+    /// Sets the seed of an NKey (`SU…`), in place of a user or a token in the URL.
+    ///
+    /// If the text is not the seed of an NKey, every call fails with an error that does not contain
+    /// the text.
+    ///
+    /// ```
+    /// # #[cfg(feature = "nats")] fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// use tower_sse::backplane::Nats;
+    ///
+    /// # fn read_secret(_: &str) -> String { String::new() }
+    /// let log = Nats::new("nats://127.0.0.1:4222", "shop")?.nkey(read_secret("nats-seed"));
+    /// # let _ = log; Ok(()) }
+    /// # #[cfg(not(feature = "nats"))] fn main() {}
+    /// ```
+    #[must_use]
+    pub fn nkey(self, seed: impl Into<String>) -> Self {
+        let seed = seed.into();
+        self.with(|servers, _| servers.access.set_identity(Identity::NKey(seed)))
+    }
+
+    /// Sets the prefix of the subjects on which the adapter receives answers. Defaults to `_INBOX`.
+    ///
+    /// With a prefix of its own, a NATS user needs no permission for the answers to other users.
+    ///
+    /// ```
+    /// # #[cfg(feature = "nats")] fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// use tower_sse::backplane::Nats;
+    ///
+    /// let log = Nats::new("nats://127.0.0.1:4222", "shop")?.inbox_prefix("_INBOX_shop")?;
+    /// # let _ = log; Ok(()) }
+    /// # #[cfg(not(feature = "nats"))] fn main() {}
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// Returns an error if the text is not the beginning of a subject: tokens of visible ASCII
+    /// characters, separated by dots, without `*` and `>`.
+    pub fn inbox_prefix(self, prefix: &str) -> Answer<Self> {
+        let mut servers = self.shared.servers.clone();
+        servers.access.set_inbox_prefix(prefix)?;
+        Ok(self.with(|old, _| *old = servers))
+    }
+
+    /// Sets the PEM file with the certificates of the authorities that the adapter trusts, for
+    /// servers whose certificate was issued by a private authority. The adapter then trusts only
+    /// these authorities, and none of the system. It reads the file for each new connection. If the
+    /// file cannot be read, every call fails with an error.
+    ///
+    /// ```
+    /// # #[cfg(feature = "nats")] fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// use tower_sse::backplane::Nats;
+    ///
+    /// let log = Nats::new("tls://nats.internal:4222", "shop")?
+    ///     .root_certificates("/etc/shop/ca.pem")
+    ///     .client_certificate("/etc/shop/client.pem", "/etc/shop/client.key");
+    /// # let _ = log; Ok(()) }
+    /// # #[cfg(not(feature = "nats"))] fn main() {}
+    /// ```
+    #[must_use]
+    pub fn root_certificates(self, pem: impl Into<PathBuf>) -> Self {
+        let pem = pem.into();
+        self.with(|servers, _| servers.access.set_roots(pem))
+    }
+
+    /// Sets the PEM files of a certificate and its private key, for servers that verify clients.
+    /// The adapter reads the files for each new connection. If they cannot be read, every call
+    /// fails with an error. [`root_certificates`](Self::root_certificates) has an example.
+    #[must_use]
+    pub fn client_certificate(self, certificate: impl Into<PathBuf>, key: impl Into<PathBuf>) -> Self {
+        let (certificate, key) = (certificate.into(), key.into());
+        self.with(|servers, _| servers.access.set_certificate(certificate, key))
+    }
+
+    fn with(self, change: impl FnOnce(&mut Servers, &mut LogLimits)) -> Self {
         let Shared { servers, namespace, limits, names, .. } = &*self.shared;
-        let mut limits = *limits;
-        change(&mut limits);
-        Self { shared: Arc::new(Shared::new(servers.clone(), namespace.clone(), limits, Arc::clone(names))) }
+        let (mut servers, mut limits) = (servers.clone(), *limits);
+        change(&mut servers, &mut limits);
+        Self { shared: Arc::new(Shared::new(servers, namespace.clone(), limits, Arc::clone(names))) }
     }
 }
 
@@ -145,9 +293,9 @@ impl Backplane for Nats {
     fn state(&self, seen: Option<Seen>) -> BoxFuture<'_, Answer<LogState>> {
         Box::pin(async move {
             let session = self.shared.session(None).await?;
-            match session.state(seen).await? {
+            match session.state(seen, &self.shared.evidence).await? {
                 Some(state) => Ok(state),
-                None => Ok(self.shared.in_time(self.shared.reopen(&session, seen, false)).await?.opened),
+                None => Ok(self.shared.in_time(self.shared.reopen(&session, seen)).await?.opened),
             }
         })
     }
@@ -164,7 +312,15 @@ impl Backplane for Nats {
                 // arrived at the replica that answered. Ask the leader of the stream for the next
                 // record that exists.
                 let oldest = connection.oldest_from(log, after.saturating_add(1)).await?;
-                if oldest.is_some_and(|oldest| first.is_none_or(|first| oldest < first)) {
+                let is_behind = match oldest {
+                    Some(oldest) => first.is_none_or(|first| oldest < first),
+                    // In a cluster, the leader that answered may have been replaced meanwhile. Ask
+                    // again after its successor has described the log. If no record exists then,
+                    // the log has removed the records.
+                    None if session.seen().sequence <= after || !connection.is_clustered() => false,
+                    None => session.is_ahead().await? || connection.oldest_from(log, after + 1).await?.is_some(),
+                };
+                if is_behind {
                     return Err(BackplaneError::unavailable("the log has records that cannot be read yet"));
                 }
             }
@@ -211,10 +367,10 @@ impl Backplane for Nats {
         Box::pin(async move { values::read(&self.shared.session(None).await?.connection).await })
     }
 
-    fn broadcast(&self, message: Bytes) -> BoxFuture<'_, Answer<()>> {
+    fn broadcast(&self, stream: ControlStream, message: Bytes) -> BoxFuture<'_, Answer<()>> {
         Box::pin(async move {
             let session = self.shared.session(None).await.map_err(BackplaneError::before_request)?;
-            control::broadcast(&session.connection, message).await
+            control::broadcast(&session.connection, stream, message).await
         })
     }
 
@@ -242,7 +398,17 @@ impl Backplane for Nats {
 
     fn take(&self, key: &str) -> BoxFuture<'_, Answer<Option<Bytes>>> {
         let key = key.to_owned();
-        Box::pin(async move { deposits::take(&self.shared.session(None).await?.connection, &key).await })
+        Box::pin(async move { deposits::take(&*self.shared.session(None).await?, &key).await })
+    }
+
+    fn put_shared(&self, key: &str, payload: Bytes, _time: Duration) -> BoxFuture<'_, Answer<()>> {
+        let key = key.to_owned();
+        Box::pin(async move { control::put_shared(&self.shared.session(None).await?.connection, &key, payload).await })
+    }
+
+    fn get_shared(&self, key: &str) -> BoxFuture<'_, Answer<Option<Bytes>>> {
+        let key = key.to_owned();
+        Box::pin(async move { control::get_shared(&self.shared.session(None).await?.connection, &key).await })
     }
 
     fn describe(&self) -> String {

@@ -7,7 +7,7 @@ use async_nats::HeaderMap;
 use form_urlencoded::{byte_serialize, parse};
 
 use super::super::secret_key::hashed;
-use super::super::{BackplaneError, Value};
+use super::super::{BackplaneError, ControlStream, Value};
 
 /// The header with the ids of the values that a record sets (`+`) and removes (`-`), separated by
 /// spaces.
@@ -29,8 +29,12 @@ pub(super) struct Names {
     pub(super) journals: String,
     /// The stream of control messages.
     pub(super) control: String,
+    /// The stream of shared values, such as lists of connections.
+    pub(super) shared: String,
     /// The subject of the key `epoch` in the bucket.
     pub(super) epoch: String,
+    /// The subject of the key `claim` in the bucket.
+    pub(super) claim: String,
     /// The prefix of all other subjects of this log.
     prefix: String,
 }
@@ -50,9 +54,16 @@ impl Names {
             deposits: format!("tower-sse-deposits_{token}"),
             journals: format!("tower-sse-journals_{token}"),
             control: format!("tower-sse-control_{token}"),
+            shared: format!("tower-sse-shared_{token}"),
             epoch: format!("$KV.tower-sse_{token}.epoch"),
+            claim: format!("$KV.tower-sse_{token}.claim"),
             prefix: format!("tower-sse.{token}"),
         })
+    }
+
+    /// Returns the wildcard for the subjects of all keys of the bucket.
+    pub(super) fn keys(&self) -> String {
+        self.epoch.replace(".epoch", ".>")
     }
 
     /// Returns the subject of records without values in one epoch. The stream accepts only the
@@ -99,6 +110,11 @@ impl Names {
         format!("{}.d.{}", self.prefix, hashed(key))
     }
 
+    /// Returns a subject of the stream of single-use values that belongs to no value.
+    pub(super) fn no_deposit(&self) -> String {
+        format!("{}.d.-", self.prefix)
+    }
+
     /// Returns the wildcard for the subjects of all single-use values.
     pub(super) fn all_deposits(&self) -> String {
         format!("{}.d.*", self.prefix)
@@ -109,14 +125,38 @@ impl Names {
         format!("{}.j.{}", self.prefix, hashed(key))
     }
 
+    /// Returns a subject of the stream of journals that belongs to no journal.
+    pub(super) fn no_journal(&self) -> String {
+        format!("{}.j.-", self.prefix)
+    }
+
     /// Returns the wildcard for the subjects of all journals.
     pub(super) fn all_journals(&self) -> String {
         format!("{}.j.*", self.prefix)
     }
 
-    /// Returns the subject of control messages.
-    pub(super) fn control(&self) -> String {
-        format!("{}.control", self.prefix)
+    /// Returns the subject of the control messages of a stream.
+    pub(super) fn control(&self, stream: ControlStream) -> String {
+        let stream = match stream {
+            ControlStream::Commands => "commands",
+            ControlStream::Presence => "presence",
+        };
+        format!("{}.control.{stream}", self.prefix)
+    }
+
+    /// Returns the wildcard for the subjects of all control messages.
+    pub(super) fn all_control(&self) -> String {
+        format!("{}.control.*", self.prefix)
+    }
+
+    /// Returns the subject of a shared value. It contains a hash of the key, which may be any text.
+    pub(super) fn shared(&self, key: &str) -> String {
+        format!("{}.s.{}", self.prefix, hashed(key))
+    }
+
+    /// Returns the wildcard for the subjects of all shared values.
+    pub(super) fn all_shared(&self) -> String {
+        format!("{}.s.*", self.prefix)
     }
 }
 

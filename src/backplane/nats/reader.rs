@@ -10,12 +10,20 @@ use async_nats::{HeaderMap, StatusCode, Subscriber};
 use bytes::Bytes;
 use futures::{FutureExt, StreamExt};
 use serde_json::json;
+use tokio::time::sleep;
 
 use super::super::{Answer, BackplaneError, Stored};
 use super::connection::Connection;
+use super::denials::Denial;
 
 /// The time without a request after which the server deletes a consumer.
 const INACTIVE: Duration = Duration::from_secs(30);
+
+/// The number of requests that a reader may repeat before the first answer. In a cluster, the
+/// server of the connection may hear of the new consumer a moment after the consumer was created.
+const REPEATS: u32 = 25;
+/// The pause before a repeated request.
+const PAUSE: Duration = Duration::from_millis(20);
 
 /// A reader of a stream.
 pub(super) struct Reader {
@@ -25,6 +33,12 @@ pub(super) struct Reader {
     /// The subject to which the server sends the messages.
     inbox: String,
     messages: Subscriber,
+    denial: Denial,
+    /// The number of requests that may still be repeated.
+    repeats: u32,
+    /// The number of the newest message that was read. A server may send an older message, because
+    /// a replica that is behind begins with a message that it has.
+    after: u64,
     /// The number of messages that the reader had to read at the time of opening.
     pub(super) waiting: u64,
     /// The number of messages of the current request that have not arrived.
@@ -65,6 +79,7 @@ impl Reader {
         let info = connection.ask("CONSUMER.CREATE", &subject, &request).await?;
         let info = info.ok_or_else(|| BackplaneError::unavailable(format!("the stream {stream} does not exist")))?;
         let waiting = info["num_pending"].as_u64().unwrap_or(0);
+        let denial = connection.denial(&format!("$JS.API.CONSUMER.MSG.NEXT.{stream}."));
         let inbox = connection.client.new_inbox();
         let messages = connection.client.subscribe(inbox.clone()).await;
         let messages = messages.map_err(|error| BackplaneError::unavailable(error.to_string()))?;
@@ -74,6 +89,9 @@ impl Reader {
             consumer,
             inbox,
             messages,
+            denial,
+            repeats: if connection.is_clustered() { REPEATS } else { 0 },
+            after,
             waiting,
             requested: 0,
             expires: Duration::ZERO,
@@ -95,18 +113,34 @@ impl Reader {
     /// `count`. Returns an empty list if the server ends the request, which it does after
     /// `expires`. While an earlier request is pending, its `count` and `expires` apply.
     pub(super) async fn next(&mut self, count: usize, expires: Duration) -> Answer<Vec<Message>> {
-        if self.requested == 0 {
-            self.request(count, expires).await?;
-        }
-        // For a deleted consumer the server may send nothing, not even the end of the request.
-        let limit = self.expires + self.connection.limits.timeout;
-        let mut next = Some(self.connection.within(limit, self.messages.next()).await?);
         let mut batch = Vec::new();
-        while let Some(message) = next {
-            let message = message.ok_or_else(|| BackplaneError::unknown("the connection ended"))?;
-            let Some(message) = self.read(message)? else { break };
-            batch.push(message);
-            next = if self.requested > 0 { self.messages.next().now_or_never() } else { None };
+        let mut has_ended = false;
+        while batch.is_empty() && !has_ended {
+            if self.requested == 0 {
+                self.request(count, expires).await?;
+            }
+            // For a deleted consumer the server may send nothing, not even the end of the request.
+            let limit = self.expires + self.connection.limits.timeout;
+            let mut next = Some(self.connection.unless(&self.denial, limit, self.messages.next()).await?);
+            while let Some(message) = next {
+                let message = message.ok_or_else(|| BackplaneError::unknown("the connection ended"))?;
+                if message.status == Some(StatusCode::NO_RESPONDERS) && self.repeats > 0 {
+                    self.repeats -= 1;
+                    self.requested = 0;
+                    sleep(PAUSE).await;
+                    break;
+                }
+                self.repeats = 0;
+                let Some(message) = self.read(message)? else {
+                    has_ended = true;
+                    break;
+                };
+                if message.stored.sequence > self.after {
+                    self.after = message.stored.sequence;
+                    batch.push(message);
+                }
+                next = if self.requested > 0 { self.messages.next().now_or_never() } else { None };
+            }
         }
         Ok(batch)
     }

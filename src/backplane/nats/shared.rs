@@ -10,6 +10,7 @@ use super::super::{Answer, BackplaneError, LogPosition, NewRecord, Seen};
 use super::append::{self, Outcome};
 use super::connection::Servers;
 use super::names::Names;
+use super::proof::Evidence;
 use super::session::{self, Session};
 use crate::sync::Mutex;
 
@@ -24,6 +25,8 @@ pub(super) struct Shared {
     /// The session that was opened last, on any runtime. Its highest position counts as seen when
     /// another runtime opens the log.
     newest: Mutex<Option<Arc<Session>>>,
+    /// What is known about losses of the log.
+    pub(super) evidence: Evidence,
     /// The time and the error of the last failed attempt to connect. Callers that waited for this
     /// attempt return its error. Otherwise each of these callers would wait for its own attempt.
     failed: Mutex<Option<(Instant, BackplaneError)>>,
@@ -38,6 +41,7 @@ impl Shared {
             names,
             sessions: PerRuntime::default(),
             newest: Mutex::default(),
+            evidence: Evidence::default(),
             failed: Mutex::default(),
         }
     }
@@ -73,39 +77,34 @@ impl Shared {
         }
         if let Some(session) = &*current
             && session.is_good()
-            && (!session.is_behind(seen) || session.state(seen).await?.is_some())
+            && !self.evidence.has_ended(session.opened.epoch)
+            && (!session.is_behind(seen) || session.state(seen, &self.evidence).await?.is_some())
         {
             return Ok(Arc::clone(session));
         }
-        self.open(&mut current, seen, None).await
+        self.open(&mut current, seen).await
     }
 
-    /// Opens the log again, because it has changed since session `old` was opened. If `is_ended` is
-    /// true, the new session gets another epoch than `old`.
-    pub(super) async fn reopen(&self, old: &Arc<Session>, seen: Option<Seen>, is_ended: bool) -> Answer<Arc<Session>> {
+    /// Opens the log again, because it has changed since session `old` was opened. The new session
+    /// gets another epoch than `old` if the log has lost records of that epoch.
+    pub(super) async fn reopen(&self, old: &Arc<Session>, seen: Option<Seen>) -> Answer<Arc<Session>> {
         let session = self.sessions.here();
         let mut current = session.lock().await;
-        let ended = is_ended.then(|| old.seen().epoch);
         match &*current {
             // Another caller has already opened the log again.
             Some(session)
                 if !Arc::ptr_eq(session, old)
                     && session.is_good()
-                    && ended != Some(session.seen().epoch)
+                    && !self.evidence.has_ended(session.opened.epoch)
                     && !session.is_behind(seen) =>
             {
                 Ok(Arc::clone(session))
             }
-            _ => self.open(&mut current, seen, ended).await,
+            _ => self.open(&mut current, seen).await,
         }
     }
 
-    async fn open(
-        &self,
-        current: &mut Option<Arc<Session>>,
-        seen: Option<Seen>,
-        ended: Option<u64>,
-    ) -> Answer<Arc<Session>> {
+    async fn open(&self, current: &mut Option<Arc<Session>>, seen: Option<Seen>) -> Answer<Arc<Session>> {
         let connection = match &*current {
             Some(session) if session.connection.is_intact() => session.connection.clone(),
             _ => self.servers.connect(&self.names, self.limits).await.inspect_err(|error| {
@@ -120,7 +119,16 @@ impl Shared {
             Some(seen) if known.epoch != seen.epoch || known.sequence <= seen.sequence => Some(seen),
             _ => Some(known),
         });
-        let session = session::open(connection, seen, ended).await?;
+        let resumed = match &newest {
+            Some(newest) if connection.is_clustered() && !self.evidence.has_ended(newest.opened.epoch) => {
+                session::resume(&connection, newest, seen, &self.evidence).await?
+            }
+            _ => None,
+        };
+        let session = match resumed {
+            Some(session) => session,
+            None => session::open(connection, seen, &self.evidence).await?,
+        };
         if let Some(old) = current.take() {
             old.end();
         }
@@ -156,11 +164,17 @@ impl Shared {
             let has_lost = outcomes.iter().filter_map(appended).any(|sequence| sequence <= known.sequence);
             let mut epoch = known.epoch;
             if has_lost {
-                let reopened = self.in_time(self.reopen(&session, seen, true)).await;
+                self.evidence.end(known.epoch);
+                let reopened = self.in_time(self.reopen(&session, seen)).await;
                 // The records were appended, but their epoch is unknown.
                 epoch = reopened.map_err(|error| BackplaneError::unknown(error.text))?.seen().epoch;
             } else {
-                outcomes.iter().filter_map(appended).for_each(|sequence| session.saw(sequence));
+                for (outcome, record) in outcomes.iter().zip(&records[positions.len()..]) {
+                    if let Outcome::Appended(sequence) = *outcome {
+                        session.saw(sequence);
+                        self.evidence.appended(LogPosition { epoch, sequence }, &record.payload);
+                    }
+                }
             }
             positions.extend(outcomes.into_iter().map(|outcome| match outcome {
                 Outcome::Appended(sequence) | Outcome::Duplicate(sequence) => Ok(LogPosition { epoch, sequence }),
@@ -170,7 +184,13 @@ impl Shared {
             if !is_repeated {
                 break;
             }
-            session = match self.in_time(self.reopen(&session, seen, false)).await {
+            // The stream may only have been without a leader for a moment.
+            let found = match session.state(seen, &self.evidence).await {
+                Ok(Some(_)) => Ok(session),
+                Ok(None) => self.in_time(self.reopen(&session, seen)).await,
+                Err(error) => Err(error),
+            };
+            session = match found {
                 Ok(session) => session,
                 Err(error) => {
                     let error = error.before_request();

@@ -6,6 +6,7 @@
 
 use std::time::{Duration, Instant};
 
+use futures::future::try_join_all;
 use serde_json::{Value as Json, json};
 use tokio::time::sleep;
 
@@ -20,11 +21,14 @@ const DUPLICATES: Duration = Duration::from_secs(600);
 
 /// The maximum time for which control messages are retained.
 const CONTROL_AGE: Duration = Duration::from_secs(60);
-/// The maximum number of retained control messages.
+/// The maximum number of retained control messages of each subject.
 const CONTROL_MESSAGES: usize = 10_000;
 
 /// The pause between two checks whether the server copies values.
 const COPY_PAUSE: Duration = Duration::from_millis(5);
+
+/// The time for which a shared value is stored.
+const SHARED_AGE: Duration = Duration::from_secs(300);
 
 /// The maximum time for which a single-use value, such as a ticket, is stored.
 const DEPOSITS: Duration = Duration::from_secs(3600);
@@ -90,6 +94,122 @@ fn changeable(limits: &LogLimits) -> [(&'static str, Json); 4] {
     ]
 }
 
+/// A stream whose settings depend only on its name.
+pub(super) struct Plain<'n> {
+    name: &'n str,
+    settings: Json,
+    /// Settings without which messages would be lost.
+    expected: Vec<(&'static str, Json)>,
+}
+
+impl<'n> Plain<'n> {
+    /// All of these streams. The log and the stream of values have functions of their own.
+    fn all(names: &'n Names) -> [Self; 5] {
+        [Self::bucket(names), Self::control(names), Self::shared(names), Self::deposits(names), Self::journals(names)]
+    }
+
+    /// The key-value bucket. Its settings do not allow direct reads from replicas, because a
+    /// replica might not have the newest epoch yet.
+    pub(super) fn bucket(names: &'n Names) -> Self {
+        let settings = json!({
+            "subjects": [names.keys()],
+            "discard": "new",
+            "max_msgs_per_subject": 1,
+            "allow_rollup_hdrs": true,
+            "deny_delete": true,
+        });
+        Self { name: &names.bucket, settings, expected: Vec::new() }
+    }
+
+    /// The stream of control messages. Its limit applies to each subject, so that presence messages
+    /// displace no command.
+    pub(super) fn control(names: &'n Names) -> Self {
+        let settings = json!({
+            "subjects": [names.all_control()],
+            "max_msgs_per_subject": CONTROL_MESSAGES,
+            "max_age": nanos(CONTROL_AGE),
+            "duplicate_window": nanos(CONTROL_AGE),
+        });
+        Self { name: &names.control, settings, expected: Vec::new() }
+    }
+
+    /// The stream of shared values.
+    pub(super) fn shared(names: &'n Names) -> Self {
+        let settings =
+            json!({ "subjects": [names.all_shared()], "max_msgs_per_subject": 1, "max_age": nanos(SHARED_AGE) });
+        Self { name: &names.shared, settings, expected: Vec::new() }
+    }
+
+    /// The stream of single-use values.
+    pub(super) fn deposits(names: &'n Names) -> Self {
+        let settings =
+            json!({ "subjects": [names.all_deposits()], "max_msgs_per_subject": 1, "max_age": nanos(DEPOSITS) });
+        Self { name: &names.deposits, settings, expected: Vec::new() }
+    }
+
+    /// The stream of journals. The server rejects an entry for which it has no room, so that no
+    /// journal loses an older entry.
+    pub(super) fn journals(names: &'n Names) -> Self {
+        let settings = json!({
+            "subjects": [names.all_journals()],
+            "discard": "new",
+            "max_age": nanos(JOURNAL_ENTRY_AGE),
+            "allow_rollup_hdrs": true,
+        });
+        let expected =
+            vec![("retention", json!("limits")), ("discard", json!("new")), ("allow_rollup_hdrs", json!(true))];
+        Self { name: &names.journals, settings, expected }
+    }
+
+    /// Creates the stream if it does not exist, and raises the number of its replicas if it has
+    /// fewer than the adapter requires.
+    pub(super) async fn create_if_missing(self, connection: &Connection) -> Answer<()> {
+        let info = connection.stream(self.name).await?;
+        self.complete(connection, info).await
+    }
+
+    /// Creates the stream if it has no description. Otherwise raises the number of its replicas.
+    async fn complete(self, connection: &Connection, info: Option<Json>) -> Answer<()> {
+        match info {
+            Some(info) => raise(connection, self.name, &info).await,
+            None => create(connection, self.name, self.settings).await.map(drop),
+        }
+    }
+}
+
+/// Creates the streams of [`Plain`] that do not exist, and raises the number of their replicas.
+/// Ignores a stream of a cluster that no server can describe at the moment, for example because it
+/// has no leader. The log can be opened without it.
+pub(super) async fn create_missing(connection: &Connection) -> Answer<()> {
+    let created = Plain::all(&connection.names).map(|stream| async {
+        match connection.stream(stream.name).await {
+            Err(error) if !error.is_rejected() && connection.is_clustered() => Ok(()),
+            info => stream.complete(connection, info?).await,
+        }
+    });
+    try_join_all(created).await.map(drop)
+}
+
+/// Sets the number of replicas in the settings of a stream, if they have fewer than the adapter
+/// requires. Returns whether the settings have changed. The adapter never lowers the number,
+/// because another instance may require more replicas.
+fn raise_in(connection: &Connection, config: &mut Json) -> bool {
+    let is_lower = config["num_replicas"].as_u64().unwrap_or(1) < connection.replicas as u64;
+    if is_lower {
+        config["num_replicas"] = json!(connection.replicas);
+    }
+    is_lower
+}
+
+/// Raises the number of a stream's replicas, if it has fewer than the adapter requires.
+async fn raise(connection: &Connection, name: &str, info: &Json) -> Answer<()> {
+    let mut config = info["config"].clone();
+    if raise_in(connection, &mut config) {
+        connection.ask("STREAM.UPDATE", name, &config).await?;
+    }
+    Ok(())
+}
+
 /// Returns the log, or `None` if its stream does not exist. Returns an error if the stream has
 /// settings that are not suitable for a log.
 pub(super) async fn log(connection: &Connection) -> Answer<Option<Log>> {
@@ -112,17 +232,20 @@ pub(super) async fn log(connection: &Connection) -> Answer<Option<Log>> {
 
 /// Creates the log with this epoch. Only one instance at a time may call this function. If several
 /// instances create the same stream at once, an old server can store every record more than once.
-pub(super) async fn make_log(connection: &Connection, epoch: u64) -> Answer<()> {
+/// Returns whether this call has created the log, which is then empty.
+pub(super) async fn make_log(connection: &Connection, epoch: u64) -> Answer<bool> {
     let names = &connection.names;
     let mut settings = json!({ "subjects": subjects(names, epoch), "max_msgs_per_subject": -1 });
     for (name, value) in changeable(&connection.limits) {
         settings[name] = value;
     }
-    create(connection, &names.log, settings).await.map(drop)
+    let info = create(connection, &names.log, settings).await?;
+    Ok(info.is_some_and(|info| info["state"]["last_seq"] == 0))
 }
 
-/// Changes the log so that it accepts records without values only on the subject of this epoch, and
-/// applies the adapter's limits. Returns `None` if the change fails because the log was deleted.
+/// Changes the log so that it accepts records without values only on the subject of this epoch,
+/// applies the adapter's limits, and raises the number of replicas. Returns `None` if the change
+/// fails because the log was deleted.
 pub(super) async fn fence(connection: &Connection, log: Log, epoch: u64) -> Answer<Option<Log>> {
     let names = &connection.names;
     let mut config = log.config.clone();
@@ -134,7 +257,8 @@ pub(super) async fn fence(connection: &Connection, log: Log, epoch: u64) -> Answ
         }
     }
     let subjects = subjects(names, epoch);
-    if config["subjects"] == subjects && changed.is_empty() {
+    let is_raised = raise_in(connection, &mut config);
+    if config["subjects"] == subjects && changed.is_empty() && !is_raised {
         return Ok(Some(log));
     }
     if !changed.is_empty() {
@@ -153,20 +277,29 @@ pub(super) async fn fence(connection: &Connection, log: Log, epoch: u64) -> Answ
     Ok(Some(log))
 }
 
+/// Creates the stream of current values. Returns `None` if a stream of this name exists with other
+/// settings.
+pub(super) async fn make_values(connection: &Connection) -> Answer<Option<Json>> {
+    let names = &connection.names;
+    let settings = json!({
+        "max_msgs": number(connection.limits.max_values),
+        "max_msgs_per_subject": 1,
+        "sources": [{ "name": names.log, "filter_subject": names.keyed() }],
+    });
+    create(connection, &names.values, settings).await
+}
+
 /// Creates the stream of current values if it does not exist, applies the adapter's limit, and
 /// waits until the server copies records from the log into this stream. Returns false if another
 /// instance meanwhile deletes the stream, or creates it with other settings.
 pub(super) async fn values(connection: &Connection) -> Answer<bool> {
     let names = &connection.names;
-    let source = json!([{ "name": names.log, "filter_subject": names.keyed() }]);
     let info = match connection.stream(&names.values).await? {
         Some(info) => info,
-        None => {
-            let max_msgs = number(connection.limits.max_values);
-            let settings = json!({ "max_msgs": max_msgs, "max_msgs_per_subject": 1, "sources": source });
-            let Some(info) = create(connection, &names.values, settings).await? else { return Ok(false) };
-            info
-        }
+        None => match make_values(connection).await? {
+            Some(info) => info,
+            None => return Ok(false),
+        },
     };
     expect(&info, &names.values, &[("retention", json!("limits")), ("max_msgs_per_subject", json!(1))])?;
     let config = &info["config"];
@@ -174,8 +307,9 @@ pub(super) async fn values(connection: &Connection) -> Answer<bool> {
     if source["name"] != names.log || source["filter_subject"] != names.keyed() {
         return Err(unsuitable(&names.values, "is not sourced from the log"));
     }
-    if config["max_msgs"] != number(connection.limits.max_values) {
-        let mut config = config.clone();
+    let mut config = config.clone();
+    let is_raised = raise_in(connection, &mut config);
+    if is_raised || config["max_msgs"] != number(connection.limits.max_values) {
         config["max_msgs"] = number(connection.limits.max_values);
         if connection.ask("STREAM.UPDATE", &names.values, &config).await?.is_none() {
             return Ok(false);
@@ -205,63 +339,12 @@ async fn wait_for_copies(connection: &Connection) -> Answer<bool> {
     }
 }
 
-/// Creates the key-value bucket. Its settings do not allow direct reads from replicas, because a
-/// replica might not have the newest epoch yet.
-pub(super) async fn bucket(connection: &Connection) -> Answer<()> {
-    let settings = json!({
-        "subjects": [connection.names.epoch.replace(".epoch", ".>")],
-        "discard": "new",
-        "max_msgs_per_subject": 1,
-        "allow_rollup_hdrs": true,
-        "deny_delete": true,
-    });
-    create(connection, &connection.names.bucket, settings).await.map(drop)
-}
-
-/// Creates the stream of single-use values, if it does not exist.
-pub(super) async fn deposits(connection: &Connection) -> Answer<()> {
-    let subjects = [connection.names.all_deposits()];
-    let settings = json!({ "subjects": subjects, "max_msgs_per_subject": 1, "max_age": nanos(DEPOSITS) });
-    create_if_missing(connection, &connection.names.deposits, settings).await
-}
-
 /// Returns whether the stream of journals exists. Returns an error if the stream has settings that
 /// are not suitable for journals.
 pub(super) async fn has_journals(connection: &Connection) -> Answer<bool> {
-    let stream = &connection.names.journals;
-    let Some(info) = connection.stream(stream).await? else { return Ok(false) };
-    let settings = [("retention", json!("limits")), ("discard", json!("new")), ("allow_rollup_hdrs", json!(true))];
-    expect(&info, stream, &settings).map(|()| true)
-}
-
-/// Creates the stream of journals. The server rejects an entry for which it has no room, so that no
-/// journal loses an older entry.
-pub(super) async fn journals(connection: &Connection) -> Answer<()> {
-    let settings = json!({
-        "subjects": [connection.names.all_journals()],
-        "discard": "new",
-        "max_age": nanos(JOURNAL_ENTRY_AGE),
-        "allow_rollup_hdrs": true,
-    });
-    create(connection, &connection.names.journals, settings).await.map(drop)
-}
-
-/// Creates the stream of control messages, if it does not exist.
-pub(super) async fn control(connection: &Connection) -> Answer<()> {
-    let settings = json!({
-        "subjects": [connection.names.control()],
-        "max_msgs": CONTROL_MESSAGES,
-        "max_age": nanos(CONTROL_AGE),
-        "duplicate_window": nanos(CONTROL_AGE),
-    });
-    create_if_missing(connection, &connection.names.control, settings).await
-}
-
-async fn create_if_missing(connection: &Connection, name: &str, settings: Json) -> Answer<()> {
-    match connection.stream(name).await? {
-        Some(_) => Ok(()),
-        None => create(connection, name, settings).await.map(drop),
-    }
+    let Plain { name, expected, .. } = Plain::journals(&connection.names);
+    let Some(info) = connection.stream(name).await? else { return Ok(false) };
+    expect(&info, name, &expected).map(|()| true)
 }
 
 /// Deletes a stream, if it exists.
@@ -277,7 +360,7 @@ async fn create(connection: &Connection, name: &str, settings: Json) -> Answer<O
         "retention": "limits",
         "discard": "old",
         "storage": "file",
-        "num_replicas": 1,
+        "num_replicas": connection.replicas,
     });
     if let (Json::Object(config), Json::Object(settings)) = (&mut config, settings) {
         config.extend(settings);

@@ -5,7 +5,6 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures::future::BoxFuture;
-use redis::RedisError;
 
 use super::super::journal::{self, Begun, JournalAppend, JournalId, JournalPage, Journals};
 use super::super::{Answer, BackplaneError};
@@ -74,10 +73,7 @@ impl Journals for Redis {
             let page = async |max_bytes: usize| {
                 let mut call = shared.journals.read.prepare_invoke();
                 call.key(&key).key(&shared.keys.meta).arg(&id).arg(after).arg(max_bytes);
-                let read = async |connection: &mut _| -> Result<Option<Page>, RedisError> {
-                    call.invoke_async(connection).await
-                };
-                shared.run_on(&shared.bulk, read).await
+                shared.invoke::<Option<Page>>(&shared.bulk, &call).await
             };
             let page = match page(max_bytes).await {
                 // The page may be too large for a slow network, so try once more with a smaller

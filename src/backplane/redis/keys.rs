@@ -12,12 +12,16 @@ pub(super) struct Keys {
     /// The sorted set of the ids of current values, ordered by the sequence of the record that set
     /// each value.
     pub(super) order: String,
-    /// The stream of control messages.
-    pub(super) control: String,
+    /// The stream of commands.
+    pub(super) commands: String,
+    /// The stream of presence messages.
+    pub(super) presence: String,
     /// The prefix of the keys that remember idempotency keys.
     pub(super) idempotency: String,
     /// The prefix of the keys of single-use values, such as tickets.
     deposits: String,
+    /// The prefix of the keys of shared values, such as lists of connections.
+    shared: String,
     /// The prefix of the keys of journals.
     journals: String,
 }
@@ -40,9 +44,11 @@ impl Keys {
             meta: key("meta"),
             values: key("values"),
             order: key("order"),
-            control: key("control"),
+            commands: key("commands"),
+            presence: key("presence"),
             idempotency: key("idempotency:"),
             deposits: key("deposit:"),
+            shared: key("shared:"),
             journals: key("journal:"),
         }
     }
@@ -50,6 +56,11 @@ impl Keys {
     /// Returns the Redis key of a single-use value. The Redis key contains a hash of `key`.
     pub(super) fn deposit(&self, key: &str) -> String {
         format!("{}{}", self.deposits, hashed(key))
+    }
+
+    /// Returns the Redis key of a shared value. It contains a hash of `key`, which may be any text.
+    pub(super) fn shared(&self, key: &str) -> String {
+        format!("{}{}", self.shared, hashed(key))
     }
 
     /// Returns the Redis key of a journal. It contains a hash of `key`, which may be any text.

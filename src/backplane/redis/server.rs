@@ -5,26 +5,30 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use redis::aio::MultiplexedConnection;
-use redis::{
-    AsyncConnectionConfig, Client, Cmd, ConnectionAddr, ErrorKind, FromRedisValue, RedisError, Script,
-    ScriptInvocation, ServerErrorKind, ToRedisArgs,
-};
+use redis::{Cmd, ErrorKind, FromRedisValue, RedisError, Script, ScriptInvocation, ServerErrorKind, ToRedisArgs};
 
 use super::super::limits::LogLimits;
 use super::super::per_runtime::PerRuntime;
 use super::super::{Answer, BackplaneError, LogPosition, NewRecord, Seen};
+use super::errors::{classify, is_elsewhere};
 use super::journal_scripts::Scripts;
 use super::keys::Keys;
+use super::redirect::{Connection, Redirect};
+use super::topology::{Limits, Topology};
 use crate::sync::Mutex;
 
 /// The maximum number of bytes of a record that are compared, from its start. In a record of a hub,
 /// the random id ends within the first thirty bytes.
 const COMPARED: usize = 64;
+/// The pause before a command is sent again to a server of a cluster that has only some of the
+/// keys.
+const TRY_AGAIN: Duration = Duration::from_millis(20);
 /// The maximum number of records or values in one page of a large read.
 const PAGE: usize = 512;
 
 pub(super) struct Shared {
-    pub(super) client: Client,
+    /// How to find the server that has the log.
+    pub(super) topology: Topology,
     pub(super) namespace: String,
     pub(super) limits: LogLimits,
     /// The number of replicas that must acknowledge a record before an append succeeds.
@@ -99,6 +103,7 @@ impl Line {
             self.slot.lock().failed = Some((Instant::now(), error.duplicate()));
         })?;
         shared.warn_of_eviction(&mut connection).await;
+        shared.warn_of_few_replicas(&mut connection).await;
         let mut slot = self.slot.lock();
         slot.number += 1;
         slot.failed = None;
@@ -113,9 +118,9 @@ impl Line {
 }
 
 impl Shared {
-    pub(super) fn new(client: Client, namespace: String, limits: LogLimits, replicas: u32) -> Self {
+    pub(super) fn new(topology: Topology, namespace: String, limits: LogLimits, replicas: u32) -> Self {
         Self {
-            client,
+            topology,
             keys: Keys::new(&namespace),
             namespace,
             limits,
@@ -156,42 +161,79 @@ impl Shared {
         }
     }
 
+    /// Opens a connection to the server that has the log.
     pub(super) async fn connect(&self, response_timeout: Option<Duration>) -> Answer<MultiplexedConnection> {
-        let config = AsyncConnectionConfig::new()
-            .set_connection_timeout(Some(self.limits.timeout))
-            .set_response_timeout(response_timeout);
         self.choose_cryptography();
-        let connection = self.client.get_multiplexed_async_connection_with_config(&config).await;
-        connection.map_err(|error| classify(&error).before_request())
+        self.topology.connect(&self.keys.meta, self.limits_of(response_timeout)).await
+    }
+
+    fn limits_of(&self, answer: Option<Duration>) -> Limits {
+        Limits { connect: self.limits.timeout, answer }
     }
 
     /// Installs a cryptography provider for rustls if the process has none. The Redis client uses
     /// the provider of the process and panics without a provider.
-    pub(super) fn choose_cryptography(&self) {
-        let is_encrypted = matches!(self.client.get_connection_info().addr(), ConnectionAddr::TcpTls { .. });
-        if is_encrypted && rustls::crypto::CryptoProvider::get_default().is_none() {
+    fn choose_cryptography(&self) {
+        if self.topology.is_encrypted() && rustls::crypto::CryptoProvider::get_default().is_none() {
             // An error means that another thread has installed a provider in the meantime.
             let _ = rustls::crypto::ring::default_provider().install_default();
         }
     }
 
+    /// Runs a command. If the server answers that another server of the cluster has the keys of
+    /// this one command, runs the command there, on a new connection. Slots are moved rarely and
+    /// within seconds, so these connections are not kept.
+    pub(super) async fn run_redirected<T, F: Future<Output = Result<T, RedisError>>>(
+        &self,
+        connection: MultiplexedConnection,
+        response_timeout: Option<Duration>,
+        command: &impl Fn(Connection) -> F,
+    ) -> Answer<Result<T, RedisError>> {
+        let answer = command(Connection::new(connection)).await;
+        match answer.as_ref().err().and_then(|error| self.topology.redirect(error)) {
+            Some(Redirect::Ask(importer)) => {
+                let limits = self.limits_of(response_timeout);
+                let connection = self.topology.connect_to(&importer, limits).await?;
+                Ok(command(Connection::asking(connection)).await)
+            }
+            Some(Redirect::Moved(_)) | None => Ok(answer),
+        }
+    }
+
     /// Runs a small command on the connection for small requests.
     pub(super) async fn query<T: FromRedisValue>(&self, command: &Cmd) -> Answer<T> {
-        self.run_on(&self.line, async |connection| command.query_async(connection).await).await
+        self.run_on(&self.line, |mut connection| async move { command.query_async(&mut connection).await }).await
+    }
+
+    /// Calls a script on the connection that the current runtime has in `lines`.
+    pub(super) async fn invoke<T: FromRedisValue>(
+        &self,
+        lines: &PerRuntime<Line>,
+        call: &ScriptInvocation<'_>,
+    ) -> Answer<T> {
+        self.run_on(lines, |mut connection| async move { call.invoke_async(&mut connection).await }).await
     }
 
     /// Runs a command on the connection that the current runtime has in `lines`. Drops the
     /// connection if the error shows that the connection is broken, that the answer is late, or
     /// that the server cannot serve the log.
-    pub(super) async fn run_on<T>(
+    ///
+    /// Follows the redirections of a cluster. A server that redirects a command has not carried it
+    /// out, so the command can be sent again.
+    pub(super) async fn run_on<T, F: Future<Output = Result<T, RedisError>>>(
         &self,
         lines: &PerRuntime<Line>,
-        command: impl AsyncFnOnce(&mut MultiplexedConnection) -> Result<T, RedisError>,
+        command: impl Fn(Connection) -> F,
     ) -> Answer<T> {
         let line = lines.here();
-        let (mut connection, number) = line.get(self).await?;
-        let answer = command(&mut connection).await;
-        answer.map_err(|error| {
+        let begun = Instant::now();
+        let mut was_moved = false;
+        loop {
+            let (connection, number) = line.get(self).await?;
+            let error = match self.run_redirected(connection, Some(self.limits.timeout), &command).await? {
+                Ok(answer) => return Ok(answer),
+                Err(error) => error,
+            };
             if error.is_unrecoverable_error() || error.is_timeout() || error.is_io_error() || is_elsewhere(&error) {
                 // The same cause has most likely broken the other connections of this runtime, so
                 // they are dropped too. Otherwise a publish would fail on a broken connection after
@@ -204,8 +246,19 @@ impl Shared {
                     }
                 }
             }
-            classify(&error)
-        })
+            match error.kind() {
+                // The new connection leads to the new owner of the slot.
+                ErrorKind::Server(ServerErrorKind::Moved)
+                    if self.topology.is_cluster() && !std::mem::replace(&mut was_moved, true) => {}
+                // The slot is being moved, and the server has only some of the keys.
+                ErrorKind::Server(ServerErrorKind::TryAgain)
+                    if self.topology.is_cluster() && begun.elapsed() < self.limits.timeout / 2 =>
+                {
+                    tokio::time::sleep(TRY_AGAIN).await;
+                }
+                _ => return Err(classify(&error)),
+            }
+        }
     }
 
     /// Reads one page of a large read. If the page does not arrive, reduces the page size and tries
@@ -214,8 +267,9 @@ impl Shared {
         let mut is_retry = false;
         loop {
             let count = self.page.load(Ordering::Relaxed);
-            let command = command(count);
-            let page = self.run_on(&self.bulk, async |connection| command.query_async(connection).await).await;
+            let command = &command(count);
+            let read = |mut connection| async move { command.query_async(&mut connection).await };
+            let page = self.run_on(&self.bulk, read).await;
             match &page {
                 Ok(_) => self.page.store((count + count / 16 + 1).min(PAGE), Ordering::Relaxed),
                 Err(error) if error.is_unknown() => {
@@ -246,6 +300,26 @@ impl Shared {
         }
     }
 
+    /// Logs a warning if the primary has fewer replicas than publishing waits for. Then the outcome
+    /// of every publish is unknown.
+    async fn warn_of_few_replicas(&self, connection: &mut MultiplexedConnection) {
+        if self.replicas == 0 {
+            return;
+        }
+        // Ignore an error: the Redis user may have no permission for `INFO`.
+        let answer = redis::cmd("INFO").arg("replication").query_async::<String>(connection).await;
+        let info = answer.unwrap_or_default();
+        let connected =
+            info.lines().find_map(|line| line.strip_prefix("connected_slaves:")?.trim().parse::<u32>().ok());
+        if let Some(connected) = connected.filter(|&connected| connected < self.replicas) {
+            tracing::warn!(name: "sse.log.too_few_replicas",
+                connected,
+                required = self.replicas,
+                "the Redis primary has fewer replicas than acknowledged_by requires, so publishing fails"
+            );
+        }
+    }
+
     /// Calls a script that writes. If `has_written` returns true for its answer, waits until
     /// [`replicas`](Self::replicas) replicas have acknowledged the write. `written` names the
     /// written data in an error.
@@ -256,14 +330,15 @@ impl Shared {
         written: &str,
     ) -> Answer<T> {
         let replicas = self.replicas;
-        let write = async |connection: &mut MultiplexedConnection| {
-            let answer: T = call.invoke_async(connection).await?;
+        let has_written = &has_written;
+        let write = |mut connection: Connection| async move {
+            let answer: T = call.invoke_async(&mut connection).await?;
             let mut acknowledged = Ok(replicas);
             if replicas > 0 && has_written(&answer) {
                 // Send `WAIT` on the same connection, because it covers only the writes of its own
                 // connection.
                 let limit = u64::try_from(self.limits.timeout.as_millis() / 2).unwrap_or(u64::MAX).max(1);
-                acknowledged = redis::cmd("WAIT").arg(replicas).arg(limit).query_async(connection).await;
+                acknowledged = redis::cmd("WAIT").arg(replicas).arg(limit).query_async(&mut connection).await;
             }
             Ok((answer, acknowledged))
         };
@@ -313,29 +388,4 @@ impl Shared {
 
 pub(super) fn parse_epoch(text: &str) -> Answer<u64> {
     u64::from_str_radix(text, 16).map_err(|_| BackplaneError::rejected("the epoch of the log is not a number"))
-}
-
-/// Returns whether the error means that the server is not the primary of the log, or cannot serve
-/// the log now. A new connection may reach the primary.
-fn is_elsewhere(error: &RedisError) -> bool {
-    use ServerErrorKind::{Ask, BusyLoading, ClusterDown, MasterDown, Moved, ReadOnly};
-    matches!(error.kind(), ErrorKind::Server(ReadOnly | MasterDown | ClusterDown | Moved | Ask | BusyLoading))
-}
-
-/// Converts an error of the client. The text contains no secrets, because the client omits URLs.
-pub(super) fn classify(error: &RedisError) -> BackplaneError {
-    let text = error.to_string();
-    match error.kind() {
-        // The server returns this error before it executes a command or a script.
-        ErrorKind::Server(ServerErrorKind::TryAgain) => BackplaneError::unavailable(text),
-        _ if is_elsewhere(error) => BackplaneError::unavailable(text),
-        ErrorKind::Server(_)
-        | ErrorKind::Extension
-        | ErrorKind::AuthenticationFailed
-        | ErrorKind::UnexpectedReturnType
-        | ErrorKind::InvalidClientConfig
-        | ErrorKind::Client => BackplaneError::rejected(text),
-        _ if error.is_connection_refusal() => BackplaneError::unavailable(text),
-        _ => BackplaneError::unknown(text),
-    }
 }

@@ -12,7 +12,7 @@ use super::shared_log::SharedLog;
 use crate::backplane::{Backplane, BackplaneError, LogPosition, NewRecord, Seen, Value};
 use crate::hub::Hub;
 use crate::hub::tasks::back_off::can_wait;
-use crate::types::{Address, Audience, Epoch, Event, Position, PublishError};
+use crate::types::{Address, Audience, Epoch, Event, Position, PublishError, ScopeName};
 
 /// Returns the record of an event. The record of an event with a key sets or removes one current
 /// value for each address for which `keeps_values` returns `true`.
@@ -23,7 +23,12 @@ pub(in crate::hub) fn record(audience: &Audience, event: &Event, keeps_values: i
         let value = |address| Value::new(record::value_id(address, key), event.removes);
         new_record.values = addresses.map(value).collect();
     }
-    new_record.idempotency_key = event.idempotency_key.as_deref().map(Into::into);
+    // Otherwise an event of one scope would be taken for the repeat of an event of another.
+    let key_of = |key: &str| match audience.scope() {
+        Some(scope) => Box::from(scope.broker_key(key)),
+        None => ScopeName::broker_key_of_all(key).into(),
+    };
+    new_record.idempotency_key = event.idempotency_key.as_deref().map(key_of);
     new_record
 }
 

@@ -7,22 +7,26 @@
 //! 2. A record must follow the rules of the publish API. The hub skips an invalid record, and
 //!    reports a gap to its audience. If the audience cannot be decoded, the hub reports the gap to
 //!    all streams.
-//! 3. When a new epoch begins, or when missing records count as lost, the hub also reads all
+//! 3. The hub does not decode a record whose audience has had no listener on this instance within
+//!    the grace period, and stores only the place of the record. A stream that needs the record
+//!    later reads it from the shared log, in a block ([`backfill`](super::backfill)). So rule 2
+//!    applies to such a record when a stream reads it. An invalid record counts at each read.
+//! 4. When a new epoch begins, or when missing records count as lost, the hub also reads all
 //!    current values again.
 
 #[cfg(feature = "metrics")]
 use std::time::Duration;
 
 use super::presence_records;
-use super::record::{self, Decoded};
+use super::record::{self, Decoded, Parsed, Peeked};
 use super::shared_log::{SharedLog, check_sequence};
 use crate::backplane::{Answer, BackplaneError, CurrentValue, LogState, Stored, in_time};
 use crate::hub::Hub;
 use crate::hub::tasks::back_off::BackOff;
 use crate::hub::tasks::workers::wake_rest;
-use crate::log::{Effect, Entry};
+use crate::log::{Effect, Entry, Millis, Unread};
 use crate::sync::Ordering;
-use crate::types::{Audience, Epoch};
+use crate::types::{Address, Audience, Epoch};
 
 /// The maximum number of records in one read of the log.
 const BATCH: usize = 1024;
@@ -61,7 +65,7 @@ impl Hub {
         }
         let (spans, newest) = {
             let known = shared.history.known.lock();
-            (known.to_compare(state), known.newest)
+            (known.to_compare(state), known.newest.clone())
         };
         for (first, count) in spans {
             let limit = self.settings().publish_timeout;
@@ -165,6 +169,7 @@ impl Hub {
     /// Applies a batch of records. Before a record, applies the records that are missing before it.
     /// Ignores records that were already applied or marked as lost.
     pub(super) async fn apply(&self, shared: &SharedLog, batch: Vec<Stored>, age: Age) -> Answer<()> {
+        let mut now = self.now();
         for stored in batch {
             let last = shared.last();
             if stored.sequence <= last {
@@ -173,8 +178,9 @@ impl Hub {
             check_sequence(stored.sequence)?;
             if stored.sequence > last + 1 {
                 self.apply_missing(shared, stored.sequence, age).await?;
+                now = self.now();
             }
-            self.apply_one(shared, &stored, age);
+            self.apply_one(shared, &stored, age, now);
         }
         wake_rest(&*self.inner);
         self.inner.tasks.sweep.ensure(&self.inner);
@@ -193,7 +199,8 @@ impl Hub {
             match self.read_after(shared, last).await? {
                 Next::Records(batch) => {
                     let missing = batch.iter().zip(last + 1..before).take_while(|(stored, n)| stored.sequence == *n);
-                    missing.for_each(|(stored, _)| self.apply_one(shared, stored, age));
+                    let now = self.now();
+                    missing.for_each(|(stored, _)| self.apply_one(shared, stored, age, now));
                 }
                 Next::Lost(upto) => self.lose_through(shared, upto.min(before - 1)).await?,
             }
@@ -201,32 +208,49 @@ impl Hub {
     }
 
     /// Applies the next record, or marks it as lost if it is invalid.
-    fn apply_one(&self, shared: &SharedLog, stored: &Stored, age: Age) {
-        let now = self.now();
-        match self.read(&stored.payload, age) {
-            Ok(entry) => {
+    fn apply_one(&self, shared: &SharedLog, stored: &Stored, age: Age, now: Millis) {
+        if self.apply_outline_unparsed(stored, age, now) {
+            shared.applied(stored);
+            return;
+        }
+        let read = match record::parse(&stored.payload) {
+            Ok(parsed) if self.apply_outline(&parsed, stored.sequence, age, now) => Ok(None),
+            Ok(parsed) => self.decode(parsed, age, now).map(Some),
+            Err(audience) => Err(audience),
+        };
+        match read {
+            Ok(None) => {}
+            Ok(Some(entry)) => {
                 self.attach_connections(&entry.audience);
                 self.log().apply(stored.sequence, entry, now);
             }
             Err(audience) => {
-                shared.skipped.fetch_add(1, Ordering::Relaxed);
-                self.counters().record_skipped(stored.sequence, now);
+                self.note_unreadable(shared, stored.sequence, now);
                 self.log().mark_lost(stored.sequence, audience.as_deref(), now);
             }
         }
-        shared.history.add(stored);
-        shared.last.store(stored.sequence, Ordering::Release);
+        shared.applied(stored);
     }
 
-    /// Decodes a record, and validates it by the rules of the publish API. The error is the
-    /// audience of an invalid record, or `None` if the audience cannot be decoded.
-    pub(super) fn read(&self, payload: &[u8], age: Age) -> Result<Entry, Option<Box<Audience>>> {
-        let Decoded { audience, event, published_at } = record::decode(payload)?;
-        let entry = if presence_records::is_presence(&event) {
-            presence_records::entry(audience, &event).map_err(Some)?
-        } else {
-            Entry::new(audience, &event, &self.settings().framing).map_err(|rejected| Some(Box::new(rejected.0)))?
-        };
+    /// As [`apply_outline`](Self::apply_outline), for a record whose audience can be read without parsing its JSON.
+    fn apply_outline_unparsed(&self, stored: &Stored, age: Age, now: Millis) -> bool {
+        let Some(Peeked { to, published_at, size }) = record::peek(&stored.payload) else { return false };
+        let unread = unread(Some(published_at), size, age, now);
+        let is_applied = self.log().outline_single(stored.sequence, to, unread, now);
+        if is_applied {
+            self.note_delay(Some(published_at), age);
+        }
+        is_applied
+    }
+
+    /// Counts and logs an unreadable record.
+    pub(super) fn note_unreadable(&self, shared: &SharedLog, sequence: u64, now: Millis) {
+        shared.skipped.fetch_add(1, Ordering::Relaxed);
+        self.counters().record_skipped(sequence, now);
+    }
+
+    /// Records the time that a new record took through the shared log.
+    fn note_delay(&self, published_at: Option<u64>, age: Age) {
         #[cfg(feature = "metrics")]
         if age == Age::New
             && let Some(at) = published_at
@@ -234,7 +258,52 @@ impl Hub {
             let delay = record::unix_millis().saturating_sub(at);
             self.metrics().read_from_log(Duration::from_millis(delay));
         }
-        let passed = |at: u64| self.now().saturating_sub(record::unix_millis().saturating_sub(at));
-        Ok(Entry { published: published_at.filter(|_| age == Age::AsPublished).map(passed), ..entry })
+        #[cfg(not(feature = "metrics"))]
+        let _ = (self, published_at, age);
     }
+
+    /// Applies a record without its event, if this instance has no listeners for the record.
+    /// Returns whether the record was applied.
+    fn apply_outline(&self, parsed: &Parsed<'_>, sequence: u64, age: Age, now: Millis) -> bool {
+        let is_here = |address: &Address| match address {
+            Address::Connection(id, _) => self.registry().find(*id).is_some(),
+            Address::Topic(_) | Address::User(_) | Address::Everyone(_) | Address::EveryScope => false,
+        };
+        self.note_delay(parsed.published_at, age);
+        // A connection on this instance is added to the channel of its id before the record is
+        // applied.
+        if parsed.audience.addresses().iter().any(is_here) {
+            return false;
+        }
+        let unread = unread(parsed.published_at, parsed.size(), age, now);
+        self.log().outline(sequence, &parsed.audience, unread, now)
+    }
+
+    /// Decodes a record, and validates it by the rules of the publish API. The error is the
+    /// audience of an invalid record, or `None` if the audience cannot be decoded.
+    pub(super) fn read(&self, payload: &[u8], age: Age) -> Result<Entry, Option<Box<Audience>>> {
+        self.decode(record::parse(payload)?, age, self.now())
+    }
+
+    /// Decodes and validates the event of a record. The error is the audience of an invalid record.
+    fn decode(&self, parsed: Parsed<'_>, age: Age, now: Millis) -> Result<Entry, Option<Box<Audience>>> {
+        let Decoded { audience, event, published_at } = parsed.decode()?;
+        let entry = if presence_records::is_presence(&event) {
+            presence_records::entry(audience, &event).map_err(Some)?
+        } else {
+            Entry::new(audience, &event, &self.settings().framing).map_err(|rejected| Some(Box::new(rejected.0)))?
+        };
+        Ok(Entry { published: published(published_at, age, now), ..entry })
+    }
+}
+
+/// Returns the properties of a record that is not decoded.
+fn unread(published_at: Option<u64>, size: usize, age: Age, now: Millis) -> Unread {
+    Unread { published: published(published_at, age, now), bytes: u32::try_from(size).unwrap_or(u32::MAX) }
+}
+
+/// Returns the time on this hub's clock from which the age of a record counts, or `None` for now.
+fn published(published_at: Option<u64>, age: Age, now: Millis) -> Option<Millis> {
+    let passed = |at: u64| now.saturating_sub(record::unix_millis().saturating_sub(at));
+    published_at.filter(|_| age == Age::AsPublished).map(passed)
 }

@@ -38,6 +38,7 @@ impl Hub {
         if state.epoch != epoch.0 {
             return Err(changed());
         }
+        self.log().note_first(epoch, state.first);
         let expected = state.first.max(after + 1);
         let is_late = records.iter().find(|stored| stored.sequence > after).is_none_or(|next| next.sequence > expected);
         if !is_late {
@@ -45,7 +46,13 @@ impl Hub {
         } else if expected <= state.last && shared.history.missing_for(expected) < limit {
             return Err(BackplaneError::unknown(format!("the log has record {expected} but does not return it")));
         }
-        let records = records.into_iter().map(|stored| (stored.sequence, self.read(&stored.payload, Age::Backfilled)));
+        let records = records.into_iter().map(|stored| {
+            let read = self.read(&stored.payload, Age::Backfilled);
+            if read.is_err() {
+                self.note_unreadable(shared, stored.sequence, self.now());
+            }
+            (stored.sequence, read)
+        });
         let block = self.log().block(epoch, after, known, records, self.now()).ok_or_else(changed)?;
         shared.blocks.lock().keep(block);
         Ok(())

@@ -2,48 +2,44 @@
 //!
 //! 1. One task receives the control messages, and broadcasts the changes of connections. It runs
 //!    for the life of the hub, in a [task slot](crate::hub::tasks::slot). After an interruption the
-//!    task continues after the last message that it received, so that it misses no command that the
-//!    broker still retains. Then it requests the connections of all instances.
+//!    task continues after the last message that it received, so that it misses no message that the
+//!    broker still retains. Then it broadcasts a hello, which the other instances answer with their
+//!    leases. A lease shows whether presence updates are missing.
 //! 2. The task gathers changes of connections for [`GATHER`], and broadcasts them together
 //!    ([`outbox`](crate::hub::peers::outbox)).
-//! 3. A disconnect and a leave are carried out when they arrive. A join or a change of topics waits
-//!    until this instance's log has reached the position at which the command was issued, at most
-//!    for the publish timeout. Before a leave, the waiting commands that join the same topic are
-//!    carried out. Otherwise these commands would take effect after the leave.
+//! 3. After a missing presence update, the task reads the list of that instance. It first asks the
+//!    instance for the list if no usable list is known ([`connections`](super::connections)).
 //! 4. An instance that has received none of its own messages for the peer timeout is not ready,
 //!    because the other instances may count it as gone ([`table`](crate::hub::peers::table)).
 
 use std::collections::hash_set::HashSet;
 use std::sync::Weak;
 
-use bytes::Bytes;
 use futures::FutureExt;
-use futures::stream::BoxStream;
+use futures::future::{BoxFuture, Either, pending, select};
+use futures::stream::{BoxStream, FuturesUnordered, StreamExt};
 use tokio::time::{Duration, Instant};
 
+use super::broadcast::stream_of;
+use super::connections::ReadList;
 use super::shared_log::SharedLog;
-use crate::backplane::{Answer, ControlMessage, in_time, next_until};
-use crate::hub::peers::message::{Body, Message, Part, PeerConnection, PresenceUpdate, cut_topics};
-use crate::hub::peers::outbox::{Due, PresenceEvent};
-use crate::hub::peers::table::UpdateResult;
+use crate::backplane::{Answer, ControlMessage, ControlStream, next_until};
+use crate::hub::peers::message::{Body, Message};
+use crate::hub::peers::outbox::PresenceEvent;
 use crate::hub::tasks::back_off::BackOff;
 use crate::hub::tasks::background::Job;
 use crate::hub::{Hub, Inner};
-use crate::log::{Millis, millis};
-use crate::types::{Action, Address, Audience, Command, ConnectionId, Topic, UserId};
+use crate::sync::Ordering;
+use crate::types::{Address, Audience, Topic, UserId};
 
 /// The time for which the task gathers changes before it broadcasts them.
 const GATHER: Duration = Duration::from_millis(50);
-/// The maximum number of connections in one message, and of presence events in one append.
+/// The maximum number of presence events in one append.
 const BATCH: usize = 256;
-/// The approximate size in bytes at which a message is full. The last connection of a message may
-/// exceed it. Brokers accept at least 1 MiB by default.
-const BATCH_SIZE: usize = 64 * 1024;
-/// The interval at which an instance repeats its request for connections, until it receives one of
-/// its own messages.
-const ASK_EVERY: Duration = Duration::from_millis(500);
-/// The maximum number of commands that wait for the log. Further commands do not wait.
-const MAX_QUEUED: usize = 10_000;
+/// The interval at which an instance repeats its hello, until it receives one of its own messages.
+const HELLO_EVERY: Duration = Duration::from_millis(500);
+/// The maximum number of lists that are read at the same time.
+const READS: usize = 8;
 
 pub(in crate::hub) static JOB: Job<Inner> =
     Job { run: |hub, _| run(hub).boxed(), has_work: |_| true, has_more: |_| true };
@@ -65,6 +61,48 @@ async fn run(hub: Weak<Inner>) {
     }
 }
 
+/// The lists that are being read. If the task is replaced or ends, the lists are read again.
+struct Reads {
+    reads: FuturesUnordered<BoxFuture<'static, ReadList>>,
+    hub: Weak<Inner>,
+}
+
+impl Drop for Reads {
+    fn drop(&mut self) {
+        if let Some(inner) = self.hub.upgrade()
+            && let Some(shared) = &inner.shared_log
+        {
+            shared.peers.lock().stop_reading();
+        }
+    }
+}
+
+/// What the task does next.
+enum Step {
+    Receive(ControlMessage),
+    Apply(ReadList),
+    Turn,
+}
+
+/// Returns the next step. A list that was read and a due turn come first, so that many messages do
+/// not keep the task from them.
+async fn next_step(
+    next_turn: Instant,
+    messages: &mut BoxStream<'static, Answer<ControlMessage>>,
+    reads: &mut FuturesUnordered<BoxFuture<'static, ReadList>>,
+) -> Answer<Step> {
+    let read = async {
+        match reads.next().await {
+            Some(read) => read,
+            None => pending().await,
+        }
+    };
+    match select(std::pin::pin!(read), std::pin::pin!(next_until(next_turn, messages))).await {
+        Either::Left((read, _)) => Ok(Step::Apply(read)),
+        Either::Right((received, _)) => Ok(received?.map_or(Step::Turn, Step::Receive)),
+    }
+}
+
 /// Processes received messages, and broadcasts in turns, until an error occurs or the hub is
 /// dropped.
 async fn listen_and_broadcast(
@@ -72,23 +110,24 @@ async fn listen_and_broadcast(
     mut messages: BoxStream<'static, Answer<ControlMessage>>,
 ) -> Answer<()> {
     let started = Instant::now();
-    let (mut next_turn, mut next_lease, mut next_ask) = (started, started, started);
+    let (mut next_turn, mut next_lease, mut next_hello) = (started, started, started);
     let mut is_first = true;
+    let mut reads = Reads { reads: FuturesUnordered::new(), hub: hub.clone() };
     loop {
-        // A due turn comes first, so that many messages do not keep the task from broadcasting.
-        let received = next_until(next_turn, &mut messages).await?;
+        let step = next_step(next_turn, &mut messages, &mut reads.reads).await?;
         let Some(inner) = hub.upgrade() else { return Ok(()) };
         let hub = Hub { inner };
         let Some(shared) = &hub.inner.shared_log else { return Ok(()) };
-        match received {
-            Some(control) => {
+        match step {
+            Step::Receive(control) => {
                 let reply = hub.receive(shared, &control.message);
                 *shared.mark.lock() = Some(control.mark);
                 if let Some(reply) = reply {
                     hub.broadcast(shared, reply).await?;
                 }
             }
-            None => {
+            Step::Apply(read) => hub.apply_list(shared, read),
+            Step::Turn => {
                 let now = Instant::now();
                 if std::mem::take(&mut is_first) {
                     shared.peers.lock().reconnected(hub.now());
@@ -99,16 +138,19 @@ async fn listen_and_broadcast(
                 let is_closed = shared.outbox.lock().is_closed;
                 let receives_own_messages = shared.peers.lock().receives_own_messages();
                 let reports = !is_closed && !shared.writes_only;
-                if now >= next_ask && reports && !receives_own_messages {
-                    // Repeat the request until this instance receives one of its own messages. The
-                    // instance also reports its own connections, because the others may have missed
-                    // messages.
-                    next_ask = now + ASK_EVERY;
-                    shared.outbox.lock().report_all();
-                    hub.broadcast(shared, shared.report_request()).await?;
+                if now >= next_hello && reports && !receives_own_messages {
+                    next_hello = now + HELLO_EVERY;
+                    hub.broadcast(shared, Body::Hello(shared.settings_digest.digest.clone())).await?;
                 }
                 if reports {
-                    hub.broadcast_connections(shared).await?;
+                    hub.broadcast_changes(shared).await?;
+                    hub.store_list(shared).await?;
+                    let questions = shared.peers.lock().questions(hub.now());
+                    for (instance, needed) in questions {
+                        hub.broadcast(shared, Body::Ask(instance, needed)).await?;
+                    }
+                    let lists = shared.peers.lock().lists_to_read(READS - reads.reads.len());
+                    reads.reads.extend(lists.into_iter().map(|(of, list)| hub.read_list(shared, of, list)));
                 }
                 if !is_closed {
                     hub.broadcast_run_news(shared).await?;
@@ -116,11 +158,12 @@ async fn listen_and_broadcast(
                 hub.append_presence(shared).await;
                 shared.outbox.lock().note_position(hub.now(), hub.position());
                 hub.carry_out_queued(shared);
-                if now >= next_lease && !is_closed {
+                let lease_is_due = std::mem::take(&mut shared.outbox.lock().lease_is_due) && reports;
+                if (now >= next_lease || lease_is_due) && !is_closed {
                     next_lease = now + hub.settings().peer_timeout / 3;
                     #[cfg(feature = "metrics")]
                     hub.inner.record_stats();
-                    let number = shared.outbox.lock().number;
+                    let number = shared.outbox.lock().number();
                     // Any message shows that the writer of a run is alive.
                     let lease = if shared.writes_only { Body::Runs(Vec::new()) } else { Body::Lease(number) };
                     hub.broadcast(shared, lease).await?;
@@ -148,116 +191,49 @@ async fn listen_and_broadcast(
 impl Hub {
     /// Processes a control message. Returns a message to broadcast in reply, if any.
     fn receive(&self, shared: &SharedLog, bytes: &[u8]) -> Option<Body> {
-        let Message { from, body } = Message::decode(bytes)?;
+        let Some(Message { from, entries, skipped }) = Message::decode(bytes) else {
+            shared.unread.fetch_add(1, Ordering::Relaxed);
+            return None;
+        };
+        shared.unread.fetch_add(skipped as u64, Ordering::Relaxed);
         let now = self.now();
         if from == shared.instance_id {
             shared.peers.lock().note_own_message(now);
             return None;
         }
-        shared.runs.lock().owners.heard(from, now);
-        let mut result = UpdateResult::Fine;
-        match body {
-            Body::Command(command) => self.carry_out_or_queue(shared, command),
-            Body::Ask(settings) => {
-                shared.outbox.lock().report_all();
-                if shared.settings_digest.differs(&settings) {
-                    return Some(Body::Settings(shared.settings_digest.digest.clone()));
+        // Commands have their own stream, so one may arrive after the goodbye of its instance.
+        if !entries.iter().any(|body| stream_of(body) == ControlStream::Commands) {
+            shared.runs.lock().owners.heard(from, now);
+        }
+        let mut reply = None;
+        for body in entries {
+            match body {
+                Body::Command(command) => self.carry_out_or_queue(shared, command),
+                Body::Stop(name, id) => self.receive_stop(shared, &name, id),
+                Body::Runs(news) => self.receive_run_news(shared, news),
+                Body::Goodbye => {
+                    shared.peers.lock().goodbye(from, now);
+                    shared.runs.lock().owners.left(from, now);
+                    self.look_at_runs(shared);
                 }
-            }
-            Body::Settings(settings) => {
-                shared.settings_digest.differs(&settings);
-            }
-            Body::Lease(number) => result = shared.peers.lock().lease(from, number, now),
-            Body::Goodbye => {
-                shared.peers.lock().goodbye(from, now);
-                shared.runs.lock().owners.left(from, now);
-                self.look_at_runs(shared);
-            }
-            Body::PresenceUpdate(update) => result = shared.peers.lock().update(from, update, now),
-            Body::Runs(news) => self.receive_run_news(shared, news),
-            Body::Stop(name, id) => self.receive_stop(shared, &name, id),
-        }
-        let is_closed = shared.outbox.lock().is_closed;
-        let must_ask = result == UpdateResult::Missing
-            && !is_closed
-            && !shared.writes_only
-            && shared.peers.lock().may_ask(from, now);
-        must_ask.then(|| shared.report_request())
-    }
-
-    /// Broadcasts a control message within the publish timeout.
-    pub(super) async fn broadcast(&self, shared: &SharedLog, body: Body) -> Answer<()> {
-        let message = Message { from: shared.instance_id, body };
-        let sent = shared.backplane.broadcast(Bytes::from(message.encode()));
-        in_time(self.settings().publish_timeout, sent).await
-    }
-
-    /// Broadcasts the connections that have changed, or all connections if the complete list is
-    /// due.
-    async fn broadcast_connections(&self, shared: &SharedLog) -> Answer<()> {
-        let (due, number) = {
-            let mut outbox = shared.outbox.lock();
-            let Some(due) = outbox.take_due() else { return Ok(()) };
-            (due, outbox.number)
-        };
-        let all = due == Due::All;
-        let ids: Vec<_> = match due {
-            Due::All => self.registry().all().iter().map(|handle| handle.id()).collect(),
-            Due::Changed(ids) => ids.into_iter().collect(),
-        };
-        for (index, (open, closed)) in self.connection_batches(&ids).into_iter().enumerate() {
-            let part = if index == 0 { Part::First } else { Part::More };
-            let number = if all { number } else { number + 1 + index as u64 };
-            let update = PresenceUpdate {
-                number,
-                all: all.then_some(part),
-                open,
-                closed: if all { Vec::new() } else { closed },
-            };
-            if let Err(error) = self.broadcast(shared, Body::PresenceUpdate(update)).await {
-                // Other instances may not have received the update, so report all connections
-                // later.
-                shared.outbox.lock().report_all();
-                return Err(error);
-            }
-            shared.outbox.lock().number = number;
-        }
-        if all {
-            // The lease message ends the complete list. The other instances then remove the
-            // connections that the list did not contain.
-            self.broadcast(shared, Body::Lease(number)).await?;
-        }
-        Ok(())
-    }
-
-    /// Returns the open connections and the ids of the closed connections, in batches. Each batch
-    /// fits into one message. Returns at least one batch.
-    fn connection_batches(&self, ids: &[ConnectionId]) -> Vec<(Vec<PeerConnection>, Vec<ConnectionId>)> {
-        let mut batches = Vec::new();
-        let (mut open, mut closed, mut size) = (Vec::new(), Vec::new(), 0);
-        for &id in ids {
-            match self.registry().find(id) {
-                Some(handle) => {
-                    let mut topics = self.log().topics(&handle.subscriber);
-                    if cut_topics(&mut topics) {
-                        self.counters().topics_truncated(self.now());
+                Body::Hello(settings) => {
+                    shared.outbox.lock().lease_is_due = true;
+                    if shared.settings_digest.differs(&settings) {
+                        reply = Some(Body::Settings(shared.settings_digest.digest.clone()));
                     }
-                    let connection =
-                        PeerConnection { id, user: handle.user().cloned(), data: handle.data().cloned(), topics };
-                    size += connection.size();
-                    open.push(connection);
                 }
-                None => closed.push(id),
-            }
-            if open.len() + closed.len() >= BATCH || size >= BATCH_SIZE {
-                batches.push((std::mem::take(&mut open), std::mem::take(&mut closed)));
-                size = 0;
+                Body::Settings(settings) => _ = shared.settings_digest.differs(&settings),
+                // An instance without streams needs no connections of others.
+                _ if shared.writes_only => {}
+                Body::Lease(number) => shared.peers.lock().lease(from, number, now),
+                Body::PresenceUpdate(update) => shared.peers.lock().update(from, update, now),
+                Body::Ask(to, needed) if to == shared.instance_id => shared.outbox.lock().asked(needed, now),
+                Body::Ask(to, needed) => shared.peers.lock().asked(to, needed, now),
+                Body::Listed(list) => shared.peers.lock().listed(from, list),
+                Body::Part(_) => {}
             }
         }
-        if batches.is_empty() || !open.is_empty() || !closed.is_empty() {
-            batches.push((open, closed));
-        }
-        batches
+        reply
     }
 
     /// Appends queued presence events to the log. An event that fails because of the broker stays
@@ -291,12 +267,6 @@ impl Hub {
         shared.outbox.lock().announced(batch.len(), dropped, again);
     }
 
-    /// Broadcasts a command to the other instances.
-    pub(in crate::hub) async fn broadcast_command(&self, shared: &SharedLog, command: Command) -> Answer<()> {
-        self.inner.ensure_shared_log();
-        self.broadcast(shared, Body::Command(command)).await
-    }
-
     /// Broadcasts the goodbye of this instance, so that the other instances remove its connections
     /// at once.
     pub(in crate::hub) async fn broadcast_goodbye(&self, shared: &SharedLog) {
@@ -306,63 +276,8 @@ impl Hub {
             tracing::debug!(name: "sse.run.announce_failed", %error, "the ends of runs were not announced");
         }
         shared.outbox.lock().is_closed = true;
-        if let Err(error) = self.broadcast(shared, Body::Goodbye).await {
+        if let Err(error) = self.send_goodbye(shared).await {
             tracing::debug!(name: "sse.peer.goodbye_failed", %error, "the goodbye failed: other instances may remove this instance only after peer_timeout");
         }
-    }
-
-    /// Carries out a command of another instance. Queues a join or a change of topics if this
-    /// instance's log has not reached the position at which the command was issued.
-    fn carry_out_or_queue(&self, shared: &SharedLog, command: Command) {
-        match &command.action {
-            Action::Disconnect(_) => return self.carry_out_received(&command),
-            Action::Leave(topic) => {
-                // Hold the lock until the leave is carried out, so that another thread does not
-                // carry out a queued join after it.
-                let mut queue = shared.commands.lock();
-                queue.retain(|(_, queued)| {
-                    let is_join_of_topic = queued.joins(topic);
-                    if is_join_of_topic {
-                        self.carry_out_received(queued);
-                    }
-                    !is_join_of_topic
-                });
-                return self.carry_out_received(&command);
-            }
-            Action::Join(..) | Action::Change(_) => {}
-        }
-        let until = self.now().saturating_add(millis(self.settings().publish_timeout));
-        let mut queue = shared.commands.lock();
-        if queue.len() < MAX_QUEUED {
-            queue.push_back((until, command));
-        } else {
-            self.carry_out_received(&command);
-        }
-        drop(queue);
-        self.carry_out_queued(shared);
-    }
-
-    /// Carries out queued commands whose position is reached or whose wait has ended. Stops at the
-    /// first other command, so that the order stays the same. Holds the lock of the queue, because
-    /// the follow task and the control task both call this method.
-    pub(in crate::hub) fn carry_out_queued(&self, shared: &SharedLog) {
-        let mut queue = shared.commands.lock();
-        let is_due = |(until, command): &(Millis, Command)| *until <= self.now() || !self.is_ahead(command);
-        while queue.front().is_some_and(is_due) {
-            queue.pop_front().iter().for_each(|(_, command)| self.carry_out_received(command));
-        }
-    }
-
-    /// Carries out a command of another instance. Logs an error and does not return it, because the
-    /// caller of the command is on the other instance.
-    fn carry_out_received(&self, command: &Command) {
-        if let Err(error) = self.carry_out(command) {
-            tracing::debug!(name: "sse.command.incomplete", %error, "a command of another instance was not fully carried out");
-        }
-    }
-
-    /// Returns whether a command was issued at a position that this instance's log has not reached.
-    fn is_ahead(&self, command: &Command) -> bool {
-        self.log().number(command.issued_at).is_some_and(|number| number > self.log().last())
     }
 }

@@ -95,6 +95,7 @@ async fn listen(inner: &Weak<Inner>, mut tail: BoxStream<'static, Answer<Vec<Sto
                 if state.epoch != hub.log().epoch().0 {
                     return Ok(());
                 }
+                hub.log().note_first(Epoch(state.epoch), state.first);
                 match hub.was_rolled_back(shared, state).await {
                     Ok(false) => uncompared = 0,
                     Ok(true) => return Ok(()),

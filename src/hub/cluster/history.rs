@@ -12,6 +12,7 @@ use std::collections::btree_map::BTreeMap;
 use std::collections::vec_deque::VecDeque;
 use std::hash::{DefaultHasher, Hasher};
 
+use bytes::Bytes;
 use tokio::time::{Duration, Instant};
 
 use crate::backplane::{LogState, Stored};
@@ -36,8 +37,8 @@ pub(super) struct Known {
     /// The newest record at the last comparison and the records after it, at most [`COMPARED`] in
     /// total.
     oldest: VecDeque<(u64, u64)>,
-    /// The newest applied record.
-    pub(super) newest: Option<(u64, u64)>,
+    /// The newest applied record, with its bytes. They are hashed only for a comparison.
+    pub(super) newest: Option<(u64, Bytes)>,
 }
 
 fn hash_of(payload: &[u8]) -> u64 {
@@ -49,12 +50,11 @@ fn hash_of(payload: &[u8]) -> u64 {
 impl History {
     /// Remembers a record that was applied.
     pub(super) fn add(&self, stored: &Stored) {
-        let record = (stored.sequence, hash_of(&stored.payload));
         let mut known = self.known.lock();
         if known.oldest.len() < COMPARED {
-            known.oldest.push_back(record);
+            known.oldest.push_back((stored.sequence, hash_of(&stored.payload)));
         }
-        known.newest = Some(record);
+        known.newest = Some((stored.sequence, stored.payload.clone()));
         drop(known);
         self.found(stored.sequence);
     }
@@ -96,28 +96,31 @@ impl Known {
         if let Some((first, _)) = self.oldest.iter().find(|(number, _)| has(*number)) {
             spans.push((*first, self.oldest.len()));
         }
-        if let Some((newest, _)) = self.newest
-            && has(newest)
-            && self.oldest.back().is_none_or(|(last, _)| *last != newest)
+        if let Some((newest, _)) = &self.newest
+            && has(*newest)
+            && self.oldest.back().is_none_or(|(last, _)| last != newest)
         {
-            spans.push((newest, 1));
+            spans.push((*newest, 1));
         }
         spans
     }
 
     /// Returns whether another record was applied at the number of this record.
     pub(super) fn differs(&self, stored: &Stored) -> bool {
-        let known = self.oldest.iter().chain(&self.newest).find(|(number, _)| *number == stored.sequence);
+        if let Some((_, payload)) = self.newest.as_ref().filter(|(number, _)| *number == stored.sequence) {
+            return *payload != stored.payload;
+        }
+        let known = self.oldest.iter().find(|(number, _)| *number == stored.sequence);
         known.is_some_and(|(_, hash)| *hash != hash_of(&stored.payload))
     }
 
     /// Forgets the records before `upto`, because they were compared. Keeps `upto` itself for the
     /// next comparison.
-    pub(super) fn compared(&mut self, upto: Option<(u64, u64)>) {
-        let Some((number, hash)) = upto else { return };
+    pub(super) fn compared(&mut self, upto: Option<(u64, Bytes)>) {
+        let Some((number, payload)) = upto else { return };
         self.oldest.retain(|(known, _)| *known >= number);
         if self.oldest.front().is_none_or(|(first, _)| *first != number) {
-            self.oldest.push_front((number, hash));
+            self.oldest.push_front((number, hash_of(&payload)));
         }
     }
 }

@@ -8,10 +8,11 @@
 //!    loss, or if the record is still missing after the publish timeout ([`apply`]).
 //! 4. Records that are no longer in memory are read from the broker in blocks, by one task for all
 //!    streams that need them ([`backfill`], [`blocks`]).
-//! 5. Instances broadcast commands and presence updates. After a failure, an instance continues
-//!    after the last control message that it received ([`bus`]).
+//! 5. Instances broadcast commands and presence updates ([`broadcast`]). After a failure, an
+//!    instance continues after the last control message that it received ([`bus`]). It reads the
+//!    connections of an instance whose presence updates it has missed ([`connections`]).
 //! 6. A join that another instance has issued waits until this instance's log has reached the
-//!    position at which the join was issued, at most for the publish timeout ([`bus`]).
+//!    position at which the join was issued, at most for the publish timeout ([`commands`]).
 //! 7. A record on a broker is JSON, which programs in other languages can write. The hub skips a
 //!    record that it cannot decode, or that breaks the rules for published events ([`record`],
 //!    [`presence_records`]).
@@ -24,7 +25,10 @@ pub(super) mod append;
 mod apply;
 pub(super) mod backfill;
 mod blocks;
+mod broadcast;
 pub(super) mod bus;
+mod commands;
+mod connections;
 pub(super) mod follow;
 mod history;
 mod presence_records;

@@ -52,7 +52,7 @@ fn is_written_by_hub(audience: &Audience, event: &Event) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::types::{ConnectionId, Topic};
+    use crate::types::{ConnectionId, ScopeName, Topic};
     use crate::wire::hub_events;
 
     #[test]
@@ -75,9 +75,13 @@ mod tests {
         two.insert(Address::Topic(Topic::from(8)));
         let mut excluding = Audience::from(topic.clone());
         excluding.exclude(ConnectionId::from_bits(1));
-        for audience in
-            [two, excluding, Audience::default(), Address::Everyone.into(), Address::Topic(Topic::from(8)).into()]
-        {
+        for audience in [
+            two,
+            excluding,
+            Audience::default(),
+            Address::Everyone(ScopeName::ROOT).into(),
+            Address::Topic(Topic::from(8)).into(),
+        ] {
             assert!(entry(audience, &valid()).is_err());
         }
         let too_long = format!(r#"{{"topic":"7","user":"ada","data":"{}"}}"#, "x".repeat(MAX_BYTES));

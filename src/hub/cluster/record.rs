@@ -8,18 +8,29 @@
 //!
 //! `docs/broker.md` documents the format and has test vectors. `v` is the version. `to` and
 //! `except` have the same meaning in every later version, so that an instance that cannot read a
-//! record can still report a gap to its audience.
+//! record can still report a gap to its audience. Later versions may only add targets in fields of
+//! their own, as the targets of a scope are.
+//!
+//! An instance without listeners for a record needs only its audience, so the decoding has three
+//! steps. [`peek`] reads the audience of most records without parsing the JSON, [`parse`] reads any
+//! audience, and [`Parsed::decode`] reads the event.
 
 use std::time::{Duration, SystemTime};
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
+use serde_json::value::RawValue;
 
-use crate::types::{Address, Audience, Cow, Event, To};
+use crate::log::Single;
+use crate::types::{Address, Audience, Cow, Event, ScopeName, To};
 
 const VERSION: u64 = 1;
 /// The maximum number of addresses of a record, and of its excluded connections. The audience of a
 /// record over this limit is not decoded.
 const MAX_ADDRESSES: usize = 1024;
+/// The maximum number of digits of a time that [`peek`] reads.
+const MAX_DIGITS: usize = 19;
+/// The approximate size of the names of the fields of an event, and of its id, in bytes.
+const FIELDS: usize = 50;
 
 /// The random id of a record and the time of publishing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,6 +55,14 @@ pub(crate) fn unix_millis() -> u64 {
     u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }
 
+/// A record whose audience was read, but not its event.
+pub(crate) struct Parsed<'a> {
+    pub(crate) audience: Audience,
+    /// As [`Decoded::published_at`].
+    pub(crate) published_at: Option<u64>,
+    content: Received<'a>,
+}
+
 /// A decoded record.
 #[derive(Debug)]
 pub(crate) struct Decoded {
@@ -54,28 +73,54 @@ pub(crate) struct Decoded {
     pub(crate) published_at: Option<u64>,
 }
 
-#[derive(Serialize, Deserialize)]
+#[derive(Serialize)]
 struct Envelope<'a> {
     v: u64,
-    /// The id of the stamp in hexadecimal. Decoding ignores the field, because instances compare
-    /// the bytes of whole records. So a publisher may write any value.
-    #[serde(skip_deserializing)]
+    /// The id of the stamp in hexadecimal.
     id: String,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none")]
     at: Option<u64>,
     to: To<'a>,
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[serde(skip_serializing_if = "Vec::is_empty")]
     except: Vec<Cow<'a>>,
-    #[serde(default, borrow, skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none")]
     event: Option<Cow<'a>>,
-    #[serde(default, borrow)]
     data: Cow<'a>,
-    #[serde(default, borrow, skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none")]
     key: Option<Cow<'a>>,
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
     remove: bool,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none")]
     retry_ms: Option<u64>,
+}
+
+/// The fields that decoding uses. It ignores `id`, because instances compare the bytes of whole
+/// records. So a publisher may write any id.
+#[derive(Deserialize)]
+struct Received<'a> {
+    v: u64,
+    #[serde(default)]
+    at: Option<u64>,
+    #[serde(borrow)]
+    to: To<'a>,
+    #[serde(default, borrow)]
+    except: Vec<Cow<'a>>,
+    #[serde(default, borrow)]
+    event: Option<Cow<'a>>,
+    /// The data as JSON, because most records need not be decoded.
+    #[serde(default, borrow, deserialize_with = "raw")]
+    data: Option<&'a RawValue>,
+    #[serde(default, borrow)]
+    key: Option<Cow<'a>>,
+    #[serde(default)]
+    remove: bool,
+    #[serde(default)]
+    retry_ms: Option<u64>,
+}
+
+/// Reads any JSON value, also `null`, which is no valid data.
+fn raw<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<&'de RawValue>, D::Error> {
+    <&RawValue>::deserialize(deserializer).map(Some)
 }
 
 /// The fields that have the same meaning in every version.
@@ -107,61 +152,120 @@ pub(crate) fn encode(audience: &Audience, event: &Event, stamp: Stamp) -> Vec<u8
     serde_json::to_vec(&envelope).unwrap_or_default()
 }
 
-/// Decodes a record. Validates the addresses of its audience, but not its event.
+/// The audience of a record that was not parsed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Peeked<'a> {
+    pub(crate) to: Single<'a>,
+    /// As [`Decoded::published_at`].
+    pub(crate) published_at: u64,
+    /// The approximate size of the event on the wire, in bytes.
+    pub(crate) size: usize,
+}
+
+/// Reads the audience of a record that has one topic or user and that begins exactly as [`encode`]
+/// writes it. Returns `None` for every other record. The rest of the record may be invalid.
+pub(crate) fn peek(record: &[u8]) -> Option<Peeked<'_>> {
+    let rest = record.strip_prefix(b"{\"v\":1,\"id\":\"")?;
+    let (id, rest) = rest.split_at_checked(16)?;
+    let rest = rest.strip_prefix(b"\",\"at\":").filter(|_| id.iter().all(u8::is_ascii_hexdigit))?;
+    let digits = rest.iter().take(MAX_DIGITS).take_while(|byte| byte.is_ascii_digit()).count();
+    let (at, rest) = rest.split_at_checked(digits).filter(|(at, _)| !at.is_empty())?;
+    let published_at = at.iter().fold(0, |at, digit| at * 10 + u64::from(digit - b'0'));
+    let rest = rest.strip_prefix(b",\"to\":{\"")?;
+    let (is_topic, rest) = match rest.strip_prefix(b"topics\":[\"") {
+        Some(rest) => (true, rest),
+        None => (false, rest.strip_prefix(b"users\":[\"")?),
+    };
+    let (name, rest) = rest.split_at(memchr::memchr2(b'"', b'\\', rest)?);
+    // The name ends without an escape, the audience has no other address, and the event follows.
+    let rest = rest.strip_prefix(b"\"]},\"").filter(|rest| rest.starts_with(b"event") || rest.starts_with(b"data"))?;
+    let name = std::str::from_utf8(name).ok()?;
+    let to = if is_topic { Single::Topic(name) } else { Single::User(name) };
+    Some(Peeked { to, published_at, size: FIELDS + rest.len() })
+}
+
+/// Reads the audience of a record, and validates its addresses.
 ///
 /// The error is the audience of a record that has another version or that cannot be decoded. The
 /// error is `None` if the audience itself cannot be decoded, or if it has more than
 /// [`MAX_ADDRESSES`] addresses or excluded connections.
-pub(crate) fn decode(bytes: &[u8]) -> Result<Decoded, Option<Box<Audience>>> {
+pub(crate) fn parse(bytes: &[u8]) -> Result<Parsed<'_>, Option<Box<Audience>>> {
     let audience_of = |to: &To<'_>, except: &[Cow<'_>]| {
         let is_small = to.len().max(except.len()) <= MAX_ADDRESSES;
         is_small.then(|| to.audience(except.iter().map(|id| &*id.0)).ok()).flatten()
     };
-    let Ok(envelope) = serde_json::from_slice::<Envelope<'_>>(bytes) else {
+    let Ok(content) = serde_json::from_slice::<Received<'_>>(bytes) else {
         let addressed: Addressed<'_> = serde_json::from_slice(bytes).map_err(|_| None)?;
         return Err(audience_of(&addressed.to, &addressed.except).map(Box::new));
     };
-    let audience = audience_of(&envelope.to, &envelope.except).ok_or(None)?;
-    if envelope.v != VERSION {
+    let audience = audience_of(&content.to, &content.except).ok_or(None)?;
+    if content.v != VERSION {
         return Err(Some(Box::new(audience)));
     }
-    let [name, data] = [envelope.event.unwrap_or_default(), envelope.data].map(|text| text.0.into_owned());
-    let mut event = match envelope.key.map(|key| key.0.into_owned()) {
-        Some(key) if envelope.remove => Event::removal(key).name(name).data(data),
-        Some(key) => Event::new(name, data).key(key),
-        None => Event::new(name, data),
-    };
-    if let Some(retry) = envelope.retry_ms {
-        event = event.retry(Duration::from_millis(retry));
+    Ok(Parsed { audience, published_at: content.at, content })
+}
+
+impl Parsed<'_> {
+    /// Returns the approximate size of the event on the wire, in bytes.
+    pub(crate) fn size(&self) -> usize {
+        let name = self.content.event.as_ref().map_or(0, |name| name.0.len());
+        FIELDS + name + self.content.data.map_or(0, |data| data.get().len())
     }
-    Ok(Decoded { audience, event, published_at: envelope.at })
+
+    /// Decodes the event, without validating it. The error is the audience of a record whose data
+    /// is no text.
+    pub(crate) fn decode(self) -> Result<Decoded, Option<Box<Audience>>> {
+        let Self { audience, published_at, content } = self;
+        let data = content.data.map_or(Ok(Cow::default()), |data| serde_json::from_str(data.get()));
+        let Ok(data) = data else { return Err(Some(Box::new(audience))) };
+        let [name, data] = [content.event.unwrap_or_default(), data].map(|text| text.0.into_owned());
+        let mut event = match content.key.map(|key| key.0.into_owned()) {
+            Some(key) if content.remove => Event::removal(key).name(name).data(data),
+            Some(key) => Event::new(name, data).key(key),
+            None => Event::new(name, data),
+        };
+        if let Some(retry) = content.retry_ms {
+            event = event.retry(Duration::from_millis(retry));
+        }
+        Ok(Decoded { audience, event, published_at })
+    }
 }
 
 /// Returns the id of the current value of a key at an address. The id is a JSON array, so that two
-/// different pairs of address and key never have the same id.
+/// different pairs of address and key never have the same id. The array has a fourth element, the
+/// scope, only if the address has a scope.
 pub(crate) fn value_id(address: &Address, key: &str) -> String {
     let name = match address {
-        Address::Everyone => ("everyone", String::new()),
+        Address::Everyone(_) => ("everyone", String::new()),
+        Address::EveryScope => ("every_scope", String::new()),
         Address::Topic(topic) => ("topic", topic.to_string()),
         Address::User(user) => ("user", user.to_string()),
-        Address::Connection(id) => ("connection", id.to_string()),
+        Address::Connection(id, _) => ("connection", id.to_string()),
     };
     // Serializing text does not fail.
-    serde_json::to_string(&(name.0, name.1, key)).unwrap_or_default()
+    match address.scope().and_then(ScopeName::as_str) {
+        None => serde_json::to_string(&(name.0, name.1, key)).unwrap_or_default(),
+        Some(scope) => serde_json::to_string(&(name.0, name.1, key, scope)).unwrap_or_default(),
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::types::{ConnectionId, Topic, UserId};
+    use crate::types::{ConnectionId, Scoped, Topic, UserId};
     use proptest::prelude::*;
+
+    fn decode(bytes: &[u8]) -> Result<Decoded, Option<Box<Audience>>> {
+        parse(bytes)?.decode()
+    }
 
     /// Programs in other languages can test their encoders and decoders with these vectors.
     #[test]
     fn test_vectors_of_the_document_decode_and_encode() {
         let document = include_str!("../../../docs/broker.md");
-        let vectors: Vec<&str> = document.lines().filter(|line| line.starts_with("{\"v\":1,")).collect();
-        assert!(vectors.len() >= 5, "the vectors were not found");
+        let is_vector = |line: &&str| line.starts_with("{\"v\":1,");
+        let vectors: Vec<&str> = document.lines().filter(is_vector).collect();
+        assert!(vectors.len() >= 7, "the vectors were not found");
         let stamp = Stamp { id: 0x0123_4567_89ab_cdef, at: 1_795_866_000_000 };
         for vector in vectors {
             let Decoded { audience, event, published_at } = decode(vector.as_bytes()).unwrap();
@@ -186,9 +290,133 @@ mod tests {
         {
             assert!(matches!(decode(garbage), Err(None)), "{garbage:?}");
         }
-        for addressed in [r#"{"v":1,"to":{"topics":["a"]},"data":7}"#, r#"{"to":{"topics":["a"]}}"#] {
+        let data = |data: &str| format!(r#"{{"v":1,"to":{{"topics":["a"]}},"data":{data}}}"#);
+        for addressed in [data("7"), data("null"), data(r#"{"a":[]}"#), r#"{"to":{"topics":["a"]}}"#.to_owned()] {
             assert!(matches!(decode(addressed.as_bytes()), Err(Some(_))), "{addressed}");
         }
+    }
+
+    #[test]
+    fn decode_rejects_an_audience_of_two_scopes_or_of_an_invalid_scope() {
+        let record = |to: &str| format!(r#"{{"v":1,"to":{{{to}}},"data":""}}"#);
+        let scoped = |fields: &str| record(&format!(r#""scoped":{{{fields}}}"#));
+        for invalid in [
+            scoped(r#""topics":["a"]"#),
+            scoped(r#""scope":"","topics":["a"]"#),
+            scoped(r#""scope":"a\u0001","topics":["a"]"#),
+            scoped(r#""scope":7,"topics":["a"]"#),
+            record(r#""topics":["a"],"scoped":{"scope":"acme","topics":["b"]}"#),
+            record(r#""everyone":true,"every_scope":true,"scoped":{"scope":"acme","topics":["b"]}"#),
+        ] {
+            assert!(matches!(decode(invalid.as_bytes()), Err(None)), "{invalid}");
+        }
+        let gap = decode(br#"{"v":2,"to":{"scoped":{"scope":"acme","topics":["a"]}},"data":""}"#).unwrap_err().unwrap();
+        assert_eq!(gap.scope().and_then(ScopeName::as_str), Some("acme"));
+        let every_scope = decode(record(r#""every_scope":true"#).as_bytes()).unwrap();
+        assert_eq!(every_scope.audience.scope(), None);
+    }
+
+    /// Decodes records as versions without scopes do: they ignore unknown fields of `to`.
+    #[test]
+    fn version_without_scopes_reads_no_address_of_a_scope() {
+        #[derive(Debug, PartialEq, Deserialize)]
+        struct OldTo {
+            #[serde(default)]
+            topics: Vec<String>,
+            #[serde(default)]
+            users: Vec<String>,
+            #[serde(default)]
+            connections: Vec<String>,
+            #[serde(default)]
+            everyone: bool,
+        }
+        #[derive(Deserialize)]
+        struct Old {
+            v: u64,
+            to: OldTo,
+        }
+        let nothing = OldTo { topics: Vec::new(), users: Vec::new(), connections: Vec::new(), everyone: false };
+        let scope = ScopeName::named("acme").unwrap();
+        let addresses = [
+            Address::Topic(Topic::try_from("a").unwrap().placed_in(&scope).unwrap()),
+            Address::User(UserId::try_from("a").unwrap().placed_in(&scope).unwrap()),
+            Address::Connection(ConnectionId::from_bits(7), scope.clone()),
+            Address::Everyone(scope),
+            Address::EveryScope,
+        ];
+        for address in addresses {
+            let record = encode(&Audience::from(address.clone()), &Event::unnamed("x"), Stamp::now());
+            let Old { v, to } = serde_json::from_slice(&record).unwrap();
+            assert_eq!((v, &to), (1, &nothing), "{address:?}");
+            assert_eq!(decode(&record).unwrap().audience.addresses(), [address]);
+        }
+    }
+
+    #[test]
+    fn value_ids_of_different_scopes_addresses_and_keys_differ() {
+        let names = ["a", "b", "a/b", "\",\"", "[\"a\"]"];
+        let scopes = [ScopeName::ROOT].into_iter().chain(names.map(|name| ScopeName::named(name).unwrap()));
+        let mut ids = std::collections::BTreeSet::new();
+        let mut count = 0;
+        for scope in scopes {
+            let topics = names.map(|name| Address::Topic(Topic::try_from(name).unwrap().placed_in(&scope).unwrap()));
+            let users = names.map(|name| Address::User(UserId::try_from(name).unwrap().placed_in(&scope).unwrap()));
+            for address in topics.into_iter().chain(users).chain([Address::Everyone(scope.clone())]) {
+                ids.extend(names.map(|key| value_id(&address, key)));
+                count += names.len();
+            }
+        }
+        assert_eq!(ids.len(), count);
+    }
+
+    #[test]
+    fn peek_reads_only_records_that_begin_like_those_of_a_hub() {
+        let start = r#"{"v":1,"id":"0123456789abcdef","at":1795866000000,"to":{"#;
+        let peeked = |to: &str, rest: &str| {
+            let record = format!("{start}{to}{rest}");
+            peek(record.as_bytes()).map(|peeked| (format!("{:?}", peeked.to), peeked.published_at))
+        };
+        let data = r#","data":"x"}"#;
+        assert_eq!(peeked(r#""topics":["a"]}"#, data), Some((r#"Topic("a")"#.to_owned(), 1_795_866_000_000)));
+        assert_eq!(peeked(r#""users":["a"]}"#, data), Some((r#"User("a")"#.to_owned(), 1_795_866_000_000)));
+        for to in [
+            r#""topics":["a","b"]}"#,
+            r#""topics":["a"],"users":["b"]}"#,
+            r#""topics":["\u0061"]}"#,
+            r#""topics":["a""#,
+            r#""everyone":true}"#,
+            r#""scoped":{"scope":"s","topics":["a"]}}"#,
+            r#""topics":["a"],"scoped":{"scope":"s"}}"#,
+        ] {
+            assert_eq!(peeked(to, data), None, "{to}");
+        }
+        for rest in [r#","except":["1"],"data":"x"}"#, r#","scope":"s","data":"x"}"#, "", "}"] {
+            assert_eq!(peeked(r#""topics":["a"]}"#, rest), None, "{rest}");
+        }
+        for record in [
+            r#"{"v":2,"id":"0123456789abcdef","at":1,"to":{"topics":["a"]},"data":"x"}"#,
+            r#"{"v":1,"id":"0123456789abcdef","at":,"to":{"topics":["a"]},"data":"x"}"#,
+            "{",
+            "",
+        ] {
+            assert_eq!(peek(record.as_bytes()), None, "{record}");
+        }
+    }
+
+    #[test]
+    fn value_ids_are_those_of_the_document() {
+        let document = include_str!("../../../docs/broker.md");
+        let ids: Vec<_> = document.lines().filter(|line| line.starts_with("[\"")).collect();
+        let acme = ScopeName::named("acme").unwrap();
+        let topic = Topic::try_from("sensors/boiler").unwrap();
+        let addresses = [
+            Address::Topic(topic.clone()),
+            Address::Topic(topic.placed_in(&acme).unwrap()),
+            Address::User(UserId::from(7).placed_in(&acme).unwrap()),
+            Address::Everyone(acme),
+            Address::EveryScope,
+        ];
+        assert_eq!(ids, addresses.map(|address| value_id(&address, "boiler")));
     }
 
     #[test]
@@ -227,7 +455,8 @@ mod tests {
         #[test]
         fn encoded_record_decodes_to_the_same_event(
             name: String, data: String, key in proptest::option::of(any::<String>()), removes: bool,
-            topic in "[^\u{0}-\u{1f}\u{7f}-\u{9f}]{1,60}", retry in proptest::option::of(0..1u64 << 40),
+            topic in "[^\u{0}-\u{1f}\u{7f}-\u{9f}]{1,60}",
+            scope in proptest::option::of("[^\u{0}-\u{1f}\u{7f}-\u{9f}]{1,60}"), retry in proptest::option::of(0..1u64 << 40),
         ) {
             let mut event = match &key {
                 Some(key) if removes => Event::removal(key.clone()).data(data.clone()),
@@ -238,8 +467,11 @@ mod tests {
             if let Some(retry) = retry {
                 event = event.retry(Duration::from_millis(retry));
             }
-            let mut audience = Audience::from(Address::Topic(Topic::try_from(topic).unwrap()));
-            audience.insert(Address::Everyone);
+            let scope = ScopeName::read(scope.as_deref()).unwrap();
+            let topic = Topic::try_from(topic).unwrap().placed_in(&scope).unwrap();
+            let mut audience = Audience::from(Address::Topic(topic));
+            audience.insert(Address::Connection(ConnectionId::from_bits(9), scope.clone()));
+            audience.insert(Address::Everyone(scope));
             audience.exclude(ConnectionId::from_bits(7));
             let stamp = Stamp::now();
             let Decoded { audience: read_audience, event: read, published_at } =
@@ -251,9 +483,35 @@ mod tests {
             prop_assert_eq!((&read.key, read.removes, read.retry), (&event.key, event.removes, event.retry));
         }
 
+        /// Otherwise an instance could skip a record of an audience that has listeners.
+        #[test]
+        fn peeked_audience_is_the_parsed_audience(
+            data: String, name in "[a-z\"\\\\é/]{1,8}", is_user: bool, other: bool, excludes: bool,
+        ) {
+            let mut audience = Audience::from(match is_user {
+                true => Address::User(UserId::try_from(&*name).unwrap()),
+                false => Address::Topic(Topic::try_from(&*name).unwrap()),
+            });
+            if other {
+                audience.insert(Address::Everyone(ScopeName::ROOT));
+            }
+            if excludes {
+                audience.exclude(ConnectionId::from_bits(7));
+            }
+            let stamp = Stamp::now();
+            let record = encode(&audience, &Event::unnamed(data), stamp);
+            let peeked = peek(&record);
+            let is_plain = !other && !excludes && !name.contains(['"', '\\']);
+            prop_assert_eq!(peeked.is_some(), is_plain);
+            if let Some(Peeked { to, published_at, .. }) = peeked {
+                prop_assert_eq!(to, if is_user { Single::User(&name) } else { Single::Topic(&name) });
+                prop_assert_eq!(published_at, stamp.at);
+            }
+        }
+
         #[test]
         fn decode_does_not_panic_for_any_bytes(bytes: Vec<u8>) {
-            drop(decode(&bytes));
+            drop((peek(&bytes), decode(&bytes)));
         }
     }
 }

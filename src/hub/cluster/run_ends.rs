@@ -15,7 +15,7 @@ use bytes::Bytes;
 use futures::{FutureExt, StreamExt, future, stream};
 use tokio::time::Duration;
 
-use super::runs::{CONCURRENT, broker, is_rejected};
+use super::runs::{CONCURRENT, broker, is_rejected, journal_key};
 use super::shared_log::SharedLog;
 use crate::backplane::{Answer, Begun, in_time};
 use crate::hub::runs::content::{Entry, RunContent};
@@ -129,14 +129,14 @@ impl Hub {
     async fn end_unknown(&self, shared: &SharedLog, name: &Topic, first: &Bytes) -> Answer<()> {
         let Some(Beginning { owner, will }) = entry::decode_beginning(first) else { return Ok(()) };
         let limit = self.settings().publish_timeout;
-        let page = in_time(limit, shared.backplane.read_journal(name.as_str(), None, 0, 1)).await?;
+        let page = in_time(limit, shared.backplane.read_journal(&journal_key(name), None, 0, 1)).await?;
         let id = match page {
             Some(page) if page.entries.first() == Some(first) => page.id,
             // Another run of this name has begun. A repeated beginning might replace it. If the
             // first one still arrives, the run is a stray one.
             Some(_) => return Ok(()),
             // The broker answers a repeated beginning as it answered the first one.
-            None => match self.persist(|| shared.backplane.begin_journal(name.as_str(), first.clone())).await? {
+            None => match self.persist(|| shared.backplane.begin_journal(&journal_key(name), first.clone())).await? {
                 Begun::New(id) => id,
                 Begun::Active(_) => return Ok(()),
             },

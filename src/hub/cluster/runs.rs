@@ -13,6 +13,7 @@
 //! 5. A run of this instance that is at the broker has a writer here, or its caller still waits for
 //!    the broker ([`Awaited`]), or it is a stray one, which the next read ends.
 
+use std::borrow::Cow;
 use std::collections::hash_set::HashSet;
 use std::error::Error;
 use std::sync::{Arc, Weak};
@@ -31,7 +32,7 @@ use crate::hub::runs::exchange::{Awaited, DueEnd, Outgoing, Unconfirmed};
 use crate::hub::tasks::back_off::BackOff;
 use crate::hub::tasks::background::Job;
 use crate::hub::{Hub, Inner};
-use crate::types::{Epoch, Event, PublishError, RunEnd, RunError, Topic};
+use crate::types::{Epoch, Event, PublishError, RunEnd, RunError, Scoped, Topic};
 
 /// The approximate maximum size of one read of a journal.
 const PAGE_BYTES: usize = 256 * 1024;
@@ -39,8 +40,9 @@ const PAGE_BYTES: usize = 256 * 1024;
 pub(super) const CONCURRENT: usize = 32;
 /// The maximum number of attempts to begin a run, if each time another run has just ended.
 const BEGINNINGS: usize = 3;
-/// The maximum number of runs in one announcement. With the longest names, it has about 270 kB.
-const NEWS_PER_MESSAGE: usize = 1024;
+/// The maximum number of runs in one announcement. With the longest names and scopes, it has about
+/// 280 kB, or 540 kB if the encoding escapes each character. By default, NATS allows 1 MB.
+const NEWS_PER_MESSAGE: usize = 512;
 
 pub(in crate::hub) static JOB: Job<Inner> =
     Job { run: |hub, _| work(hub).boxed(), has_work: is_wanted, has_more: is_wanted };
@@ -123,7 +125,7 @@ impl Hub {
                 return Err(RunError::ACTIVE);
             }
             let mut begun = MayHaveBegun::new(self, shared, name, &first);
-            let answer = self.persist(|| shared.backplane.begin_journal(name.as_str(), first.clone())).await;
+            let answer = self.persist(|| shared.backplane.begin_journal(&journal_key(name), first.clone())).await;
             begun.is_unknown = answer.as_ref().is_err_and(BackplaneError::is_unknown);
             if let Begun::New(id) = answer.map_err(|error| broker(&error))? {
                 let run = Arc::new(RunContent::new(Epoch(id.get()), beginning.owner, beginning.will));
@@ -193,7 +195,7 @@ impl Hub {
         let was_sent = std::mem::replace(may_be_stored, true);
         let close = entry.over.is_some().then_some(self.settings().runs.keep_for);
         let (id, after) = (journal(run.id), *number - 1);
-        let append = || shared.backplane.append_journal(name.as_str(), id, after, bytes.clone(), close);
+        let append = || shared.backplane.append_journal(&journal_key(name), id, after, bytes.clone(), close);
         match self.persist(append).await {
             Ok(JournalAppend::Appended) => {
                 if let Some(Unconfirmed { number, entry, .. }) = unconfirmed.take() {
@@ -249,7 +251,7 @@ impl Hub {
             let id = known.as_ref().map(|run| journal(run.id));
             let after = known.as_ref().map_or(0, |run| run.progress().entries);
             let limit = self.settings().publish_timeout;
-            let page = in_time(limit, shared.backplane.read_journal(name.as_str(), id, after, PAGE_BYTES)).await?;
+            let page = in_time(limit, shared.backplane.read_journal(&journal_key(name), id, after, PAGE_BYTES)).await?;
             let Some(page) = page else {
                 let Some(run) = known else { return Ok(None) };
                 // The broker has forgotten the run, or has a newer one of this name.
@@ -290,8 +292,8 @@ impl Hub {
                         }
                     }
                     None => {
-                        tracing::warn!(name: "sse.run.entry_unreadable", "a run has an entry that this version cannot read");
-                        if run.lose(self.now()) {
+                        if run.lose_unreadable(self.now()) {
+                            tracing::warn!(name: "sse.run.entry_unreadable", "a run has an entry that this version cannot read");
                             self.inner.run_ended(name, run.id);
                         }
                         return Ok(Some(run));
@@ -335,7 +337,7 @@ impl Hub {
         let over = Over { end: RunEnd::Aborted, note: None };
         let bytes = Bytes::from(entry::encode(run.will.as_slice(), Some(&over)));
         let id = journal(run.id);
-        let append = || shared.backplane.append_journal(name.as_str(), id, after, bytes.clone(), Some(keep));
+        let append = || shared.backplane.append_journal(&journal_key(name), id, after, bytes.clone(), Some(keep));
         if let JournalAppend::Appended = self.persist(append).await? {
             let drafts = entry::drafts(run.will.as_slice(), &self.settings().framing).unwrap_or_default();
             run.apply(after + 1, Entry { drafts, over: Some(over) }, self.now());
@@ -468,6 +470,11 @@ impl Drop for MayHaveBegun<'_> {
             self.hub.inner.ensure_shared_log();
         }
     }
+}
+
+/// Returns the key of the journal of a run.
+pub(super) fn journal_key(name: &Topic) -> Cow<'_, str> {
+    name.scope_name().broker_key(name.as_str())
 }
 
 /// Returns the id of the journal of a run.

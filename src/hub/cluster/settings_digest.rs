@@ -37,6 +37,7 @@ impl SettingsDigest {
             ("presence_grace", of_time(settings.presence_grace)),
             ("peer_timeout", of_time(settings.peer_timeout)),
             ("max_payload", settings.framing.max_payload.to_string()),
+            ("require_scope", settings.requires_scope.to_string()),
             ("log", limits),
         ];
         let digest = digest.into_iter().map(|(name, value)| (name.to_owned(), value)).collect();

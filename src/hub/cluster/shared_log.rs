@@ -7,7 +7,6 @@
 //!    ([`SharedLog::most_ahead`]).
 //! 2. A record number above [`MAX_SEQUENCE`] is an error of the broker ([`check_sequence`]).
 
-use std::collections::hash_set::HashSet;
 use std::collections::vec_deque::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,10 +14,10 @@ use std::time::Duration;
 use super::blocks::Blocks;
 use super::history::History;
 use super::settings_digest::SettingsDigest;
-use crate::backplane::{Answer, Backplane, BackplaneError, LogPosition, LogState, Seen, in_time};
+use crate::backplane::{Answer, Backplane, BackplaneError, LogPosition, LogState, Seen, Stored, in_time};
 use crate::hub::Settings;
 use crate::hub::connection::handle::ConnectionHandle;
-use crate::hub::peers::message::{Body, InstanceId};
+use crate::hub::peers::message::{InstanceId, PeerConnection};
 use crate::hub::peers::outbox::Outbox;
 use crate::hub::peers::table::{Other, Peers};
 use crate::hub::runs::exchange::Exchange;
@@ -50,6 +49,8 @@ pub(in crate::hub) struct SharedLog {
     pub(super) last: AtomicU64,
     /// The number of records that were skipped because they were invalid.
     pub(super) skipped: AtomicU64,
+    /// The number of control messages, and of parts of them, that this version could not read.
+    pub(super) unread: AtomicU64,
     /// The number of the newest record in the log at the last query of the log's state.
     latest: AtomicU64,
     /// The number of times that this instance has switched to a new epoch of the log.
@@ -82,7 +83,11 @@ impl SharedLog {
             settings_digest,
             mark: Mutex::default(),
             commands: Mutex::default(),
-            peers: Mutex::new(Peers::new(millis(settings.peer_timeout), millis(settings.presence_grace))),
+            peers: Mutex::new(Peers::new(
+                millis(settings.peer_timeout),
+                millis(settings.presence_grace),
+                settings.presence_rules.clone(),
+            )),
             outbox: Mutex::default(),
             runs: Mutex::new(Exchange::new(millis(settings.peer_timeout))),
             writes_only: false,
@@ -91,6 +96,7 @@ impl SharedLog {
             stale: AtomicBool::new(false),
             last: AtomicU64::new(0),
             skipped: AtomicU64::new(0),
+            unread: AtomicU64::new(0),
             latest: AtomicU64::new(0),
             epochs: AtomicU64::new(0),
             history: History::default(),
@@ -112,6 +118,12 @@ impl SharedLog {
     /// Returns the number of the newest record that was applied or marked as lost.
     pub(super) fn last(&self) -> u64 {
         self.last.load(Ordering::Acquire)
+    }
+
+    /// Notes that the next record was applied, skipped or marked as lost.
+    pub(super) fn applied(&self, stored: &Stored) {
+        self.history.add(stored);
+        self.last.store(stored.sequence, Ordering::Release);
     }
 
     /// Returns the highest position that this instance has seen, or `None` if the instance has not
@@ -144,11 +156,6 @@ impl SharedLog {
     /// messages within the peer timeout.
     pub(in crate::hub) fn is_ready(&self, now: Millis) -> bool {
         self.is_loaded() && !self.is_stale() && self.peers.lock().is_received(now)
-    }
-
-    /// Returns the message that requests the connections of all instances.
-    pub(super) fn report_request(&self) -> Body {
-        Body::Ask(self.settings_digest.digest.clone())
     }
 
     /// Returns the block with the records directly after `number`. `base` is the number at which
@@ -195,32 +202,24 @@ impl SharedLog {
     /// Returns the user and the data of each connection of an audience on other instances. A
     /// connection counts once.
     pub(in crate::hub) fn others(&self, audience: &Audience) -> Vec<Other> {
-        let peers = self.peers.lock();
-        let mut seen: HashSet<ConnectionId> = audience.excluded().iter().copied().collect();
-        let found = audience.addresses().iter().flat_map(|address| match address {
-            Address::Everyone => peers.all().collect(),
-            Address::Topic(topic) => peers.in_topic(topic).collect(),
-            Address::User(user) => peers.of_user(user).collect(),
-            Address::Connection(id) => peers.find(*id).into_iter().collect::<Vec<_>>(),
-        });
-        found.filter(|peer| seen.insert(peer.id)).map(|peer| (peer.user.clone(), peer.data.clone())).collect()
+        self.peers.lock().others(audience)
+    }
+
+    /// Returns the number of connections of an audience on other instances. A connection counts
+    /// once.
+    pub(in crate::hub) fn count_peers(&self, audience: &Audience) -> usize {
+        self.peers.lock().count_all(audience)
     }
 
     /// Returns the number of connections that an address has on other instances.
     pub(in crate::hub) fn count_peers_at(&self, address: &Address) -> usize {
-        let peers = self.peers.lock();
-        match address {
-            Address::Everyone => peers.all().count(),
-            Address::Topic(topic) => peers.in_topic(topic).count(),
-            Address::User(user) => peers.of_user(user).count(),
-            Address::Connection(id) => usize::from(peers.find(*id).is_some()),
-        }
+        self.peers.lock().count(address)
     }
 
-    /// Returns the user and the topics of a connection on another instance, or `None` if no other
-    /// instance has reported the connection.
-    pub(in crate::hub) fn find(&self, id: ConnectionId) -> Option<(Option<UserId>, Vec<Topic>)> {
-        self.peers.lock().find(id).map(|peer| (peer.user.clone(), peer.topics.clone()))
+    /// Returns a connection on another instance, or `None` if no other instance has reported the
+    /// connection.
+    pub(in crate::hub) fn find(&self, id: ConnectionId) -> Option<PeerConnection> {
+        self.peers.lock().find(id)
     }
 
     /// Returns the number of other instances.
@@ -246,7 +245,7 @@ impl SharedLog {
 
     /// Returns the members that have left a topic on other instances within the grace period.
     pub(in crate::hub) fn leaving(&self, topic: &Topic, now: Millis) -> Vec<UserId> {
-        self.peers.lock().leaving(topic, now).cloned().collect()
+        self.peers.lock().leaving(topic, now)
     }
 
     /// Returns a recent position of the log for a snapshot of presence. See
@@ -259,6 +258,20 @@ impl SharedLog {
     /// period.
     pub(in crate::hub) fn is_online(&self, user: &UserId, now: Millis) -> bool {
         self.peers.lock().is_online(user, now)
+    }
+
+    /// Returns the number of connections of other instances, and the memory that they take in
+    /// bytes, without their data.
+    #[cfg(feature = "test-kit")]
+    pub(in crate::hub) fn memory_of_peers(&self) -> (usize, usize) {
+        let peers = self.peers.lock();
+        (peers.connections(), peers.allocated())
+    }
+
+    /// Returns the number of control messages, and of parts of them, that this version could not
+    /// read.
+    pub(in crate::hub) fn unread(&self) -> u64 {
+        self.unread.load(Ordering::Relaxed)
     }
 
     /// Returns the number of records that were skipped because they were invalid.

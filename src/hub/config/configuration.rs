@@ -42,11 +42,13 @@ impl Configuration {
         )
     }
 
-    pub(in crate::hub) fn budgets(&self) -> Budgets {
+    /// Returns the bounds of the log. `is_shared` is whether several instances share the log.
+    pub(in crate::hub) fn budgets(&self, is_shared: bool) -> Budgets {
         Budgets {
             ring_bytes: self.ring_bytes,
             keyed_bytes: self.keyed_bytes,
             grace: millis(self.settings.channel_grace()),
+            dormant_after: is_shared.then(|| millis(self.settings.dormant_after())),
         }
     }
 }

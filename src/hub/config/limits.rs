@@ -1,8 +1,10 @@
 //! Limits on the number of connections, and on the rate of requests.
 
+use std::collections::hash_map::HashMap;
 use std::time::Duration;
 
 use crate::log::Millis;
+use crate::types::ScopeName;
 
 /// The action when a limit on connections is reached.
 ///
@@ -41,11 +43,25 @@ pub(in crate::hub) const AFTER_DISPLACEMENT: u32 = 10;
 const LONGEST_WAIT: f64 = 30.0;
 
 /// The limits on open connections and on requests per second.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct Limits {
     pub(crate) total: Option<(usize, OverLimit)>,
     pub(crate) per_user: Option<(usize, OverLimit)>,
+    /// The limit of each scope, except the root scope.
+    pub(crate) per_scope: Option<(usize, OverLimit)>,
+    /// The limits of scopes with a limit of their own. They have the policy of `per_scope`, if it
+    /// is set.
+    pub(crate) of_scope: HashMap<Box<str>, usize>,
     pub(crate) per_second: Option<u32>,
+}
+
+impl Limits {
+    /// Returns the limit of a scope and its policy, if it has a limit.
+    pub(in crate::hub) fn of_scope(&self, scope: &ScopeName) -> Option<(usize, OverLimit)> {
+        let own = self.of_scope.get(scope.as_str()?).copied();
+        let policy = self.per_scope.map(|(_, policy)| policy).unwrap_or_default();
+        own.map(|limit| (limit, policy)).or(self.per_scope)
+    }
 }
 
 /// A token bucket that holds at most the tokens of one second. The caller passes the time.

@@ -11,6 +11,9 @@ use crate::wire::Framing;
 
 pub(in crate::hub) const SECOND: Duration = Duration::from_secs(1);
 pub(in crate::hub) const MIB: usize = 1 << 20;
+/// The minimum of [`Settings::dormant_after`]. A browser reconnects after a few seconds, and a
+/// phone that changes its network after less than a minute.
+const DORMANT_AFTER: Duration = Duration::from_secs(60);
 
 /// The settings of a running hub. The methods of [`HubBuilder`](crate::HubBuilder) document each
 /// setting.
@@ -18,6 +21,7 @@ pub(in crate::hub) const MIB: usize = 1 << 20;
 pub(crate) struct Settings {
     pub(crate) framing: Framing,
     pub(crate) max_topics: usize,
+    pub(crate) requires_scope: bool,
     pub(crate) retry: Duration,
     pub(crate) heartbeat: Duration,
     pub(crate) visible_heartbeat: bool,
@@ -55,6 +59,7 @@ impl Default for Settings {
         Self {
             framing: Framing { max_payload: MIB / 2 },
             max_topics: 128,
+            requires_scope: false,
             retry: SECOND * 2,
             heartbeat: SECOND * 15,
             visible_heartbeat: false,
@@ -89,6 +94,14 @@ impl Settings {
     /// heartbeat after a quarter of this time, so this time must be many heartbeats long.
     pub(in crate::hub) fn channel_grace(&self) -> Duration {
         self.heartbeat * 40
+    }
+
+    /// Returns the time without listeners after which an instance reads the events of a topic or
+    /// user only from the shared log. Within this time, a page that is reloaded or that has lost
+    /// its connection resumes from the memory of the instance. A topic or user without retained
+    /// events may be forgotten earlier, after [`channel_grace`](Self::channel_grace).
+    pub(in crate::hub) fn dormant_after(&self) -> Duration {
+        self.presence_grace.max(DORMANT_AFTER)
     }
 
     /// Returns the age at which a new stream will end, in milliseconds: a random 80 to 100 % of

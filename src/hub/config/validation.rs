@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::configuration::Configuration;
 use super::settings::{MIB, SECOND};
-use crate::types::BuildError;
+use crate::types::{BuildError, ScopeName};
 use crate::wire::RETRY_RANGE;
 
 impl Configuration {
@@ -46,11 +46,16 @@ impl Configuration {
             ("run_max_events", settings.runs.events),
             ("max_connections", settings.limits.total.map_or(1, |(limit, _)| limit)),
             ("max_connections_per_user", settings.limits.per_user.map_or(1, |(limit, _)| limit)),
+            ("max_connections_per_scope", settings.limits.per_scope.map_or(1, |(limit, _)| limit)),
+            ("max_connections_of_scope", settings.limits.of_scope.values().copied().min().unwrap_or(1)),
             ("max_connects_per_second", settings.limits.per_second.unwrap_or(1) as usize),
         ] {
             if count == 0 {
                 return invalid(setting, "must be at least 1");
             }
+        }
+        if settings.limits.of_scope.keys().any(|scope| ScopeName::named(scope).is_err()) {
+            return invalid("max_connections_of_scope", "must have the name of a scope");
         }
         if settings.max_age.is_some_and(|age| age < SECOND) {
             return invalid("max_connection_age", "must be at least 1 s");

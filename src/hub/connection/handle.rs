@@ -20,7 +20,7 @@ use crate::hub::tasks::workers::Alarm;
 use crate::log::{CursorHandle, Millis, millis};
 use crate::macros::opaque_debug;
 use crate::sync::{AtomicBool, AtomicU8, AtomicU64, Mutex, Ordering};
-use crate::types::{Authority, ConnectionId, EndReason, Reconnect, Subscription, UserId};
+use crate::types::{Authority, ConnectionId, EndReason, Reconnect, ScopeName, ScopedText, Subscription, UserId};
 
 /// The shared state of one open connection.
 pub(crate) struct ConnectionHandle {
@@ -89,9 +89,11 @@ const END_PENDING: u8 = 2;
 
 /// The parts of a connection that most anonymous connections lack.
 struct Identity {
+    /// The scope of the connection. The user, the key and the topics are of this scope.
+    scope: ScopeName,
     user: Option<UserId>,
     /// The key by which limits count the connection, in place of its user.
-    counted_as: Option<Arc<str>>,
+    counted_as: Option<ScopedText>,
     data: Option<Arc<str>>,
     extensions: Extensions,
     /// The access hook that rechecks the connection, or `None` if the connection is not rechecked.
@@ -110,13 +112,15 @@ pub(crate) struct Ending {
     /// The stream first writes its records up to and including this number. Zero ends the stream at
     /// once.
     pub(crate) after: u64,
+    /// The mark of the scope of the connection, for the id of a banned client.
+    pub(crate) scope: Option<u64>,
 }
 
 impl Ending {
     /// Creates an ending that ends a stream at once, without the records that the stream has not
     /// read yet.
     pub(in crate::hub) fn now(reason: EndReason) -> Self {
-        Self { reason, reconnect: Reconnect::Now, retry: None, note: None, after: 0 }
+        Self { reason, reconnect: Reconnect::Now, retry: None, note: None, after: 0, scope: None }
     }
 }
 
@@ -129,11 +133,12 @@ impl ConnectionHandle {
         resumed: bool,
         now: Millis,
     ) -> Self {
-        let Subscription { user, counted_as, data, extensions, .. } = subscription;
+        let Subscription { scope, user, counted_as, data, extensions, .. } = subscription;
         let expires_at = subscription.expiry.map(|expiry| now.saturating_add(millis(expiry.remaining())));
         let has_identity = user.is_some() || counted_as.is_some() || data.is_some() || !extensions.is_empty();
-        let has_identity = has_identity || authority.is_some() || expires_at.is_some();
+        let has_identity = has_identity || authority.is_some() || expires_at.is_some() || !scope.is_root();
         let identity = || Identity {
+            scope: scope.clone(),
             user: user.clone(),
             counted_as: counted_as.clone(),
             data: data.clone(),
@@ -171,11 +176,16 @@ impl ConnectionHandle {
         self.identity.as_ref()?.authority.as_ref()
     }
 
+    /// Returns the scope of the connection.
+    pub(crate) fn scope(&self) -> &ScopeName {
+        self.identity.as_ref().map_or(ScopeName::root(), |identity| &identity.scope)
+    }
+
     pub(crate) fn user(&self) -> Option<&UserId> {
         self.identity.as_ref()?.user.as_ref()
     }
 
-    pub(in crate::hub) fn counted_as(&self) -> Option<&Arc<str>> {
+    pub(in crate::hub) fn counted_as(&self) -> Option<&ScopedText> {
         self.identity.as_ref()?.counted_as.as_ref()
     }
 
@@ -215,6 +225,7 @@ impl ConnectionHandle {
     /// a later ending is stricter. A delay is stricter than none, and a ban is the strictest. Does
     /// not wake the stream.
     pub(in crate::hub) fn end(&self, ending: Ending) -> Ending {
+        let ending = Ending { scope: self.scope().mark(), ..ending };
         let current = &mut self.state.lock().ending;
         if current.as_ref().is_none_or(|current| ending.reconnect.is_stricter_than(current.reconnect)) {
             *current = Some(Box::new(ending.clone()));

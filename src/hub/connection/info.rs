@@ -9,7 +9,7 @@ use super::handle::ConnectionHandle;
 use crate::log::Millis;
 use crate::macros::opaque_debug;
 use crate::sync::Ordering;
-use crate::types::{ConnectionId, Topic, UserId};
+use crate::types::{ConnectionId, ScopeName, Topic, UserId};
 
 /// The state of a connection at one moment.
 ///
@@ -44,6 +44,7 @@ pub struct ConnectionInfo {
     /// The number of events that were delivered to the connection, current values and repeated
     /// events included.
     pub delivered: u64,
+    scope: ScopeName,
     data: Option<Arc<str>>,
     extensions: Extensions,
 }
@@ -53,6 +54,7 @@ impl ConnectionInfo {
     pub(in crate::hub) fn of(handle: &ConnectionHandle, topics: Vec<Topic>, now: Millis) -> Self {
         Self {
             id: handle.id(),
+            scope: handle.scope().clone(),
             user: handle.user().cloned(),
             topics,
             open_for: Duration::from_millis(now.saturating_sub(handle.opened_at)),
@@ -61,6 +63,13 @@ impl ConnectionInfo {
             data: handle.data().cloned(),
             extensions: handle.extensions(),
         }
+    }
+
+    /// Returns the name of the [scope](crate::Scope) of the connection, or `None` if the connection
+    /// has no scope.
+    #[must_use]
+    pub fn scope(&self) -> Option<&str> {
+        self.scope.as_str()
     }
 
     /// Returns the value that [`Subscription::data`](crate::Subscription::data) attached, as JSON.
@@ -80,6 +89,7 @@ impl ConnectionInfo {
 // The debug output omits the data and the extensions, because they may hold secrets.
 opaque_debug!(|info: ConnectionInfo| {
     id: info.id,
+    scope: info.scope,
     user: info.user,
     topics: info.topics,
     open_for: info.open_for,

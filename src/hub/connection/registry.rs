@@ -6,7 +6,9 @@
 //!    both change under the lock.
 //! 2. Limits are checked under the same lock, so that no number of simultaneous requests exceeds
 //!    them.
-//! 3. The registry keeps a user for the grace period after the last connection has closed, together
+//! 3. A connection of a scope is in the list of its scope, and its user is a user of the scope. The
+//!    root scope has no list, so that connections without a scope cost no more.
+//! 4. The registry keeps a user for the grace period after the last connection has closed, together
 //!    with the topics that the application made the user join. So a client that reconnects within
 //!    the grace period has these topics again.
 
@@ -26,7 +28,7 @@ use crate::hub::departures::Departures;
 use crate::log::{Millis, Since, TooManyTopics};
 use crate::macros::shrink_if_sparse;
 use crate::sync::{AtomicUsize, Mutex, Ordering};
-use crate::types::{ConnectionId, Topic, UserId};
+use crate::types::{ConnectionId, ScopeName, ScopedText, Topic, UserId};
 
 /// The registry of connections and users.
 #[derive(Debug)]
@@ -46,7 +48,9 @@ struct Table {
     users: HashMap<UserId, User>,
     /// Connections that limits count by a key, in the order in which they were opened. Empty unless
     /// connections per user are limited.
-    by_key: HashMap<Arc<str>, Handles>,
+    by_key: HashMap<ScopedText, Handles>,
+    /// The connections of each scope except the root scope, in the order in which they were opened.
+    by_scope: HashMap<ScopeName, BTreeMap<u64, Arc<ConnectionHandle>>>,
     /// The departures of users, each until its grace period is over. A user may have reconnected
     /// since.
     idle: Departures<UserId>,
@@ -224,12 +228,13 @@ impl Registry {
         table.users.get(user).is_some_and(|user| !user.handles.is_empty() || was_recent(user))
     }
 
-    /// Returns the number of connections that limits count by a key, and the number of connections
-    /// in the order of their age.
+    /// Returns the number of connections that limits count by a key, the number of connections in
+    /// the order of their age, and the number of connections in the lists of scopes.
     #[cfg(feature = "test-kit")]
-    pub(in crate::hub) fn indexed(&self) -> (usize, usize) {
+    pub(in crate::hub) fn indexed(&self) -> (usize, usize, usize) {
         let table = self.table.lock();
-        (table.by_key.values().map(SmallVec::len).sum(), table.by_age.len())
+        let in_scopes = table.by_scope.values().map(BTreeMap::len).sum();
+        (table.by_key.values().map(SmallVec::len).sum(), table.by_age.len(), in_scopes)
     }
 
     /// Returns the users, each with the number of connections and whether the registry will forget
@@ -274,6 +279,17 @@ impl Registry {
                 }
             }
         }
+        if let Some((limit, policy)) = self.limits.of_scope(handle.scope())
+            && let Some(open) = table.by_scope.get(handle.scope())
+            && open.len() - displaced.len() >= limit
+        {
+            if policy == OverLimit::Refuse {
+                return Err(Full);
+            }
+            let is_displaced = |open: &&Arc<ConnectionHandle>| displaced.iter().any(|gone| gone.id() == open.id());
+            let oldest = open.values().find(|open| !is_displaced(open)).cloned();
+            displaced.extend(oldest);
+        }
         match self.limits.total {
             Some((limit, policy)) if table.handles.len() - displaced.len() >= limit => {
                 if policy == OverLimit::Refuse {
@@ -298,8 +314,11 @@ impl Registry {
         }
         table.handles.insert(ById(Arc::clone(handle)));
         self.networked.fetch_add(usize::from(handle.to_network), Ordering::AcqRel);
+        if !handle.scope().is_root() {
+            table.by_scope.entry(handle.scope().clone()).or_default().insert(opened, Arc::clone(handle));
+        }
         if let Some(key) = self.key_of(handle) {
-            table.by_key.entry(Arc::clone(key)).or_default().push(Arc::clone(handle));
+            table.by_key.entry(key.clone()).or_default().push(Arc::clone(handle));
         }
         if let Some(user) = handle.user() {
             let user = table.users.entry(user.clone()).or_default();
@@ -324,6 +343,13 @@ impl Registry {
         table.handles.remove(&handle.id());
         table.by_age.remove(&handle.opened.load(Ordering::Relaxed));
         shrink_if_sparse!(table.handles);
+        if let Some(open) = table.by_scope.get_mut(handle.scope()) {
+            open.remove(&handle.opened.load(Ordering::Relaxed));
+            if open.is_empty() {
+                table.by_scope.remove(handle.scope());
+                shrink_if_sparse!(table.by_scope);
+            }
+        }
         if let Some(key) = self.key_of(handle)
             && let Some(handles) = table.by_key.get_mut(key)
         {
@@ -354,11 +380,26 @@ impl Registry {
     }
 
     /// Returns the key by which a limit counts the connection, if there are both a key and a limit.
-    fn key_of<'a>(&self, handle: &'a ConnectionHandle) -> Option<&'a Arc<str>> {
+    fn key_of<'a>(&self, handle: &'a ConnectionHandle) -> Option<&'a ScopedText> {
         handle.counted_as().filter(|_| self.limits.per_user.is_some())
     }
 
-    /// Returns all open connections.
+    /// Returns the open connections of a scope.
+    pub(in crate::hub) fn all_in(&self, scope: &ScopeName) -> Handles {
+        let table = self.table.lock();
+        if scope.is_root() {
+            let all = table.handles.iter().map(|ById(handle)| handle);
+            return all.filter(|handle| handle.scope().is_root()).cloned().collect();
+        }
+        table.by_scope.get(scope).into_iter().flat_map(BTreeMap::values).cloned().collect()
+    }
+
+    /// Returns the open connections of all scopes except the root scope.
+    pub(in crate::hub) fn all_in_scopes(&self) -> Handles {
+        self.table.lock().by_scope.values().flat_map(BTreeMap::values).cloned().collect()
+    }
+
+    /// Returns the open connections, of every scope.
     pub(in crate::hub) fn all(&self) -> Vec<Arc<ConnectionHandle>> {
         self.table.lock().handles.iter().map(|ById(handle)| Arc::clone(handle)).collect()
     }

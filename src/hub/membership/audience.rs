@@ -13,9 +13,12 @@ impl Hub {
         let mut seen: HashSet<ConnectionId> = audience.excluded().iter().copied().collect();
         for address in audience.addresses() {
             let found: Handles = match address {
-                Address::Everyone => self.registry().all().into(),
+                Address::Everyone(scope) => self.registry().all_in(scope),
+                Address::EveryScope => self.registry().all_in_scopes(),
                 Address::User(user) => self.registry().of_user(user),
-                Address::Connection(id) => self.registry().find(*id).into_iter().collect(),
+                Address::Connection(id, scope) => {
+                    self.registry().find(*id).into_iter().filter(|handle| handle.scope() == scope).collect()
+                }
                 Address::Topic(_) => self.registry().find_all(self.log().listeners(address)),
             };
             handles.extend(found.into_iter().filter(|handle| seen.insert(handle.id())));

@@ -58,6 +58,7 @@ pub(crate) struct Counters {
     panic_lines: Throttle,
     late_lines: Throttle,
     failure_lines: Throttle,
+    scope_lines: Throttle,
     broker_lines: Throttle,
     control_lines: Throttle,
     cut_lines: Throttle,
@@ -142,6 +143,13 @@ impl Counters {
         }
     }
 
+    /// Logs that the broker has not stored the list of connections.
+    pub(in crate::hub) fn list_not_stored(&self, error: &crate::backplane::BackplaneError, now: Millis) {
+        if let Some(suppressed) = self.control_lines.admit(now) {
+            tracing::warn!(name: "sse.peer.store_failed", %error, suppressed, "the list of connections cannot be stored at the broker: other instances may not know all connections");
+        }
+    }
+
     /// Logs that this instance does not receive its own control messages, although the broker
     /// answers.
     pub(in crate::hub) fn no_own_messages(&self, now: Millis) {
@@ -194,6 +202,16 @@ impl Counters {
     pub(in crate::hub) fn recheck_failed(&self, now: Millis) {
         if let Some(suppressed) = self.failure_lines.admit(now) {
             tracing::warn!(name: "sse.recheck.failed", suppressed, "a recheck panicked or timed out");
+        }
+    }
+
+    /// Logs that a recheck has returned a subscription of another scope than that of the stream.
+    pub(in crate::hub) fn recheck_of_other_scope(&self, now: Millis) {
+        if let Some(suppressed) = self.scope_lines.admit(now) {
+            tracing::warn!(name: "sse.recheck.other_scope",
+                suppressed,
+                "a recheck returned another scope, or none, and its stream ended: call `in_scope` in the hook"
+            );
         }
     }
 

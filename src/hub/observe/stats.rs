@@ -34,7 +34,8 @@ pub struct Stats {
     /// [`HubBuilder::presence_grace`](crate::HubBuilder::presence_grace) ago at most.
     pub users: usize,
     /// The memory of retained events except current values, in bytes. This estimate is within 20 %
-    /// of the memory that the hub has allocated for them.
+    /// of the memory that the hub has allocated for them. With a shared log, an event of an
+    /// audience without listeners counts 32 bytes.
     /// [`HubBuilder::retention_budget`](crate::HubBuilder::retention_budget) limits this memory,
     /// and its documentation lists the parts that count.
     pub retained_bytes: usize,
@@ -58,8 +59,14 @@ pub struct Stats {
     pub stale: bool,
     /// The number of other instances that count as alive now.
     pub others: usize,
-    /// The number of records of a shared log that could not be read, since the hub was built.
+    /// The number of records of a shared log that could not be read, since the hub was built. The
+    /// hub reads a record of a topic or user without listeners on this instance only when a stream
+    /// needs the record. A record counts each time that it is read.
     pub skipped: u64,
+    /// The number of control messages of other instances, and of parts of them, that could not be
+    /// read, since the hub was built. They are of a newer version of the crate, for example during
+    /// an upgrade.
+    pub unread: u64,
     /// The number of records that the byte budgets of the hub dropped, since the hub was built.
     pub evicted: u64,
     /// The largest distance of an open stream from the newest position, in records of all topics

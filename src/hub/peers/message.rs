@@ -1,35 +1,44 @@
 //! The control messages that instances broadcast beside the log, for example commands and presence
-//! updates.
-//!
-//! A message is a small JSON object. No instance rebuilds its state from old messages, so the
-//! format has to match only between instances that run at the same time.
+//! updates. [`codec`](super::codec) encodes them.
 
 use std::collections::btree_map::BTreeMap;
 use std::sync::Arc;
-use std::time::Duration;
 
-use serde::{Deserialize, Serialize};
-
-use crate::types::{Action, Change, Command, ConnectionId, Cursor, Disconnect, Epoch, Reconnect, To, Topic, UserId};
+use crate::types::{Command, ConnectionId, Epoch, ScopeName, Topic, UserId};
 
 /// The id of an instance: a random number for each hub.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(crate) struct InstanceId(pub(crate) u64);
 
-/// A control message.
+/// The first half of the id of a connection. The half is random too, so it identifies the
+/// connection among all connections. It does not authorize changes of the connection's topics, as
+/// the whole id does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(crate) struct HalfId(pub(crate) u64);
+
+impl From<ConnectionId> for HalfId {
+    fn from(id: ConnectionId) -> Self {
+        Self(id.first_half())
+    }
+}
+
+/// A control message: one or more entries of one instance.
 #[derive(Clone, Debug)]
 pub(crate) struct Message {
     pub(crate) from: InstanceId,
-    pub(crate) body: Body,
+    pub(crate) entries: Vec<Body>,
+    /// The number of parts that this version of the crate could not read, and has skipped.
+    pub(crate) skipped: usize,
 }
 
-/// The content of a control message.
+/// An entry of a control message.
 #[derive(Clone, Debug)]
 pub(crate) enum Body {
     Command(Command),
-    /// A request to all instances for their complete lists, with the settings of the sender.
-    Ask(BTreeMap<String, String>),
-    /// The settings of the sender, in answer to a request with other settings.
+    /// The sender has connected to the broker, and has these settings. Each other instance answers
+    /// with its lease.
+    Hello(BTreeMap<String, String>),
+    /// The settings of the sender, in answer to the hello of an instance with other settings.
     Settings(BTreeMap<String, String>),
     /// The sender is alive, and its newest presence update has this number.
     Lease(u64),
@@ -40,6 +49,13 @@ pub(crate) enum Body {
     Runs(Vec<(Topic, RunNews)>),
     /// The request to the writer of a run to stop.
     Stop(Topic, Epoch),
+    /// The question to one instance for the list of its connections. The list has to include the
+    /// presence updates up to this number.
+    Ask(InstanceId, u64),
+    /// The sender has stored the list of its connections.
+    Listed(List),
+    /// A part of a stored list. It is in a value of the broker, and never broadcast.
+    Part(ListPart),
 }
 
 /// The newest entry of a run, as the instance of its writer announces it.
@@ -51,33 +67,60 @@ pub(crate) struct RunNews {
 }
 
 /// A presence update: connections of the sender that were opened, changed or closed.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) struct PresenceUpdate {
-    /// The number of the update: one more than the number of the previous update. A part of a
-    /// complete list has the number of the newest update that the list includes.
+    /// The number of the update: one more than the number of the previous update. The first update
+    /// of an instance has the number 1.
     pub(crate) number: u64,
-    /// Set if this is a part of the complete list of the sender.
-    pub(crate) all: Option<Part>,
-    /// The connections that were opened or changed. The parts of a complete list have all open
-    /// connections.
+    /// The connections that were opened or changed.
     pub(crate) open: Vec<PeerConnection>,
-    /// The connections that have closed. Empty in a complete list.
-    pub(crate) closed: Vec<ConnectionId>,
+    /// The connections that have closed.
+    pub(crate) closed: Vec<HalfId>,
 }
 
-/// A part of a complete list.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub(crate) enum Part {
-    First,
-    More,
+/// A list of all connections of an instance, which the instance has stored at the broker.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct List {
+    /// The number of the newest presence update that the list includes.
+    pub(crate) number: u64,
+    /// The number of lists that the instance has stored, this one included.
+    pub(crate) serial: u64,
+    /// The number of parts.
+    pub(crate) parts: u64,
+}
+
+/// The maximum number of parts of a list. A list that claims more is ignored.
+const MAX_PARTS: u64 = 100_000;
+
+impl List {
+    /// Returns the key of a part at the broker. The keys of two lists in succession differ, so that
+    /// a list can be read while the next one is stored.
+    pub(crate) fn key(&self, of: InstanceId, part: u64) -> String {
+        format!("connections/{:016x}/{}/{part}", of.0, self.serial % 2)
+    }
+
+    pub(crate) fn is_plausible(&self) -> bool {
+        self.parts <= MAX_PARTS
+    }
+}
+
+/// A part of a list.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct ListPart {
+    /// The [`List::serial`] of the list.
+    pub(crate) serial: u64,
+    /// The index of the part, from 0.
+    pub(crate) part: u64,
+    pub(crate) open: Vec<PeerConnection>,
 }
 
 /// A peer connection: a connection of another instance, as the presence updates of that instance
 /// describe it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct PeerConnection {
-    pub(crate) id: ConnectionId,
+    pub(crate) id: HalfId,
+    /// The scope of the connection, and of its user and its topics.
+    pub(crate) scope: ScopeName,
     pub(crate) user: Option<UserId>,
     pub(crate) data: Option<Arc<str>>,
     pub(crate) topics: Vec<Topic>,
@@ -93,15 +136,16 @@ impl PeerConnection {
         let user = self.user.as_ref().map_or(0, |user| user.as_str().len());
         let data = self.data.as_ref().map_or(0, |data| data.len());
         let topics: usize = self.topics.iter().map(size_of_topic).sum();
-        user + data + topics + 64
+        let scope = self.scope.as_str().map_or(0, str::len);
+        // The scope is a name itself, and a part of the name of the user.
+        2 * scope + user + data + topics + 32
     }
 }
 
-/// Returns the maximum number of bytes that a topic takes in a message. JSON escapes only quotes
-/// and backslashes of a topic, each as two bytes, because a topic has no control characters.
+/// Returns the maximum number of bytes that a topic takes in a message, with its scope and its
+/// number.
 fn size_of_topic(topic: &Topic) -> usize {
-    let escaped = topic.as_str().bytes().filter(|byte| b"\"\\".contains(byte)).count();
-    topic.as_str().len() + escaped + 4
+    topic.as_str().len() + topic.scope().map_or(0, str::len) + 12
 }
 
 /// Removes the last topics of a list that takes more than [`MAX_TOPIC_BYTES`], because a broker
@@ -116,345 +160,4 @@ pub(crate) fn cut_topics(topics: &mut Vec<Topic>) -> bool {
     let is_cut = count < topics.len();
     topics.truncate(count);
     is_cut
-}
-
-/// A message in JSON, with the version of the format.
-#[derive(Serialize, Deserialize)]
-struct Envelope<'a> {
-    v: u64,
-    from: String,
-    #[serde(flatten, borrow)]
-    body: Wire<'a>,
-}
-
-/// [`Body`] in JSON.
-#[derive(Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-enum Wire<'a> {
-    Command {
-        at: String,
-        #[serde(borrow)]
-        to: To<'a>,
-        #[serde(default)]
-        except: Vec<String>,
-        #[serde(rename = "do")]
-        action: WireAction,
-    },
-    Ask {
-        #[serde(default)]
-        settings: BTreeMap<String, String>,
-    },
-    Settings {
-        settings: BTreeMap<String, String>,
-    },
-    Lease {
-        number: u64,
-    },
-    Goodbye {},
-    #[serde(rename = "presence")]
-    PresenceUpdate {
-        number: u64,
-        #[serde(default, skip_serializing_if = "Option::is_none")]
-        all: Option<Part>,
-        #[serde(default, skip_serializing_if = "Vec::is_empty")]
-        open: Vec<WireConnection>,
-        #[serde(default, skip_serializing_if = "Vec::is_empty")]
-        closed: Vec<String>,
-    },
-    /// Each run with its name, its id in hexadecimal and the number of its entries.
-    Runs {
-        runs: Vec<(String, String, u64)>,
-    },
-    #[serde(rename = "stop")]
-    Stop {
-        name: String,
-        id: String,
-    },
-}
-
-/// [`Action`] in JSON.
-#[derive(Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-enum WireAction {
-    Disconnect {
-        reconnect: String,
-        #[serde(default)]
-        ms: u64,
-        #[serde(default, skip_serializing_if = "Option::is_none")]
-        note: Option<String>,
-    },
-    Join {
-        topic: String,
-        /// The text of the cursor. Empty if the connection reads from now on.
-        #[serde(default)]
-        since: String,
-    },
-    Leave {
-        topic: String,
-    },
-    Change {
-        #[serde(default, skip_serializing_if = "Vec::is_empty")]
-        leave: Vec<String>,
-        #[serde(default, skip_serializing_if = "Vec::is_empty")]
-        join: Vec<String>,
-        /// The text of the cursor, as in `Join`.
-        #[serde(default)]
-        since: String,
-        /// Topics, each with a position. The connection may read only the records of the topic
-        /// after this position.
-        #[serde(default, skip_serializing_if = "Vec::is_empty")]
-        bounds: Vec<(String, String)>,
-    },
-}
-
-/// [`PeerConnection`] in JSON.
-#[derive(Serialize, Deserialize)]
-struct WireConnection {
-    id: String,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    user: Option<String>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    data: Option<String>,
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    topics: Vec<String>,
-}
-
-impl Message {
-    pub(crate) fn encode(&self) -> Vec<u8> {
-        let body = match &self.body {
-            Body::Command(command) => Wire::Command {
-                at: command.issued_at.to_string(),
-                to: To::of(&command.audience),
-                except: command.audience.excluded().iter().map(ToString::to_string).collect(),
-                action: wire_action(&command.action),
-            },
-            Body::Ask(settings) => Wire::Ask { settings: settings.clone() },
-            Body::Settings(settings) => Wire::Settings { settings: settings.clone() },
-            Body::Lease(number) => Wire::Lease { number: *number },
-            Body::Goodbye => Wire::Goodbye {},
-            Body::PresenceUpdate(update) => Wire::PresenceUpdate {
-                number: update.number,
-                all: update.all,
-                open: update.open.iter().map(wire_connection).collect(),
-                closed: update.closed.iter().map(ToString::to_string).collect(),
-            },
-            Body::Runs(runs) => {
-                let wire =
-                    |(name, news): &(Topic, RunNews)| (name.to_string(), format!("{:x}", news.id.0), news.entries);
-                Wire::Runs { runs: runs.iter().map(wire).collect() }
-            }
-            Body::Stop(name, id) => Wire::Stop { name: name.to_string(), id: format!("{:x}", id.0) },
-        };
-        // Serialization cannot fail, because the message has only text and numbers.
-        serde_json::to_vec(&Envelope { v: 1, from: format!("{:x}", self.from.0), body }).unwrap_or_default()
-    }
-
-    /// Decodes a message. Returns `None` if the message is invalid, or if this version of the crate
-    /// does not support its version or kind.
-    pub(crate) fn decode(bytes: &[u8]) -> Option<Self> {
-        let envelope: Envelope<'_> = serde_json::from_slice(bytes).ok()?;
-        if envelope.v != 1 {
-            return None;
-        }
-        let body = match envelope.body {
-            Wire::Command { at, to, except, action } => {
-                let audience = to.audience(except.iter().map(String::as_str)).ok()?;
-                Body::Command(Command { audience, action: read_action(action)?, issued_at: at.parse().ok()? })
-            }
-            Wire::Ask { settings } => Body::Ask(settings),
-            Wire::Settings { settings } => Body::Settings(settings),
-            Wire::Lease { number } => Body::Lease(number),
-            Wire::Goodbye {} => Body::Goodbye,
-            Wire::PresenceUpdate { number, all, open, closed } => Body::PresenceUpdate(PresenceUpdate {
-                number,
-                all,
-                open: open.into_iter().map(read_connection).collect::<Option<_>>()?,
-                closed: closed.iter().map(|id| id.parse().ok()).collect::<Option<_>>()?,
-            }),
-            Wire::Runs { runs } => {
-                let read = |(name, id, entries): (String, String, u64)| {
-                    Some((Topic::try_from(name).ok()?, RunNews { id: read_epoch(&id)?, entries }))
-                };
-                Body::Runs(runs.into_iter().map(read).collect::<Option<_>>()?)
-            }
-            Wire::Stop { name, id } => Body::Stop(Topic::try_from(name).ok()?, read_epoch(&id)?),
-        };
-        Some(Self { from: InstanceId(u64::from_str_radix(&envelope.from, 16).ok()?), body })
-    }
-}
-
-fn read_epoch(id: &str) -> Option<Epoch> {
-    u64::from_str_radix(id, 16).ok().map(Epoch)
-}
-
-fn wire_action(action: &Action) -> WireAction {
-    match action {
-        Action::Disconnect(disconnect) => {
-            let ms = match disconnect.reconnect {
-                Reconnect::Now | Reconnect::Over => 0,
-                Reconnect::After(time) | Reconnect::BlockedFor(time) => {
-                    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
-                }
-            };
-            let note = disconnect.note.as_deref().map(ToOwned::to_owned);
-            WireAction::Disconnect { reconnect: disconnect.reconnect.as_str().to_owned(), ms, note }
-        }
-        Action::Join(topic, since) => WireAction::Join { topic: topic.to_string(), since: wire_cursor(*since) },
-        Action::Leave(topic) => WireAction::Leave { topic: topic.to_string() },
-        Action::Change(Change { leave, join, since, bounds }) => {
-            let texts = |topics: &[Topic]| topics.iter().map(ToString::to_string).collect();
-            let bounds = bounds.iter().map(|(topic, position)| (topic.to_string(), position.to_string())).collect();
-            WireAction::Change { leave: texts(leave), join: texts(join), since: wire_cursor(*since), bounds }
-        }
-    }
-}
-
-fn read_action(action: WireAction) -> Option<Action> {
-    Some(match action {
-        WireAction::Disconnect { reconnect, ms, note } => {
-            let time = Duration::from_millis(ms);
-            let disconnect = match reconnect.as_str() {
-                "now" => Disconnect::now(),
-                "later" => Disconnect::reconnect_after(time),
-                "never" => Disconnect::block_for(time),
-                _ => return None,
-            };
-            let disconnect = if let Some(note) = note { disconnect.note(note) } else { disconnect };
-            disconnect.check().ok()?;
-            Action::Disconnect(disconnect)
-        }
-        WireAction::Join { topic, since } => {
-            Action::Join(Topic::try_from(topic).ok()?, Cursor::parse(since.as_bytes()))
-        }
-        WireAction::Leave { topic } => Action::Leave(Topic::try_from(topic).ok()?),
-        WireAction::Change { leave, join, since, bounds } => {
-            let since = Cursor::parse(since.as_bytes());
-            let bound =
-                |(topic, position): (String, String)| Some((Topic::try_from(topic).ok()?, position.parse().ok()?));
-            let bounds = bounds.into_iter().map(bound).collect::<Option<_>>()?;
-            Action::Change(Change { leave: read_topics(leave)?, join: read_topics(join)?, since, bounds })
-        }
-    })
-}
-
-fn wire_cursor(cursor: Cursor) -> String {
-    match cursor {
-        Cursor::Absent => String::new(),
-        Cursor::At(position) => position.to_string(),
-        // `Cursor::parse` returns `Invalid` for this text. For a join, `Banned` has the same effect
-        // as `Invalid`.
-        Cursor::Banned(_) | Cursor::Invalid => "-".to_owned(),
-    }
-}
-
-fn wire_connection(connection: &PeerConnection) -> WireConnection {
-    WireConnection {
-        id: connection.id.to_string(),
-        user: connection.user.as_ref().map(ToString::to_string),
-        data: connection.data.as_deref().map(ToOwned::to_owned),
-        topics: connection.topics.iter().map(ToString::to_string).collect(),
-    }
-}
-
-fn read_connection(connection: WireConnection) -> Option<PeerConnection> {
-    Some(PeerConnection {
-        id: connection.id.parse().ok()?,
-        user: connection.user.map(UserId::try_from).transpose().ok()?,
-        data: connection.data.map(Into::into),
-        topics: read_topics(connection.topics)?,
-    })
-}
-
-fn read_topics(topics: Vec<String>) -> Option<Vec<Topic>> {
-    topics.into_iter().map(Topic::try_from).collect::<Result<_, _>>().ok()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::types::{Address, Audience, Epoch, Position};
-    use proptest::prelude::*;
-
-    fn round_trip(body: Body) -> Body {
-        let message = Message { from: InstanceId(0xabc), body };
-        let read = Message::decode(&message.encode()).expect("an encoded message decodes");
-        assert_eq!(read.from, message.from);
-        read.body
-    }
-
-    #[test]
-    fn control_message_decodes_to_the_encoded_message() {
-        let mut audience = Audience::from(Address::User(UserId::try_from("a\"b").unwrap()));
-        audience.insert(Address::Everyone);
-        audience.exclude(ConnectionId::from_bits(9));
-        let position = Position::new(Epoch(7), 8);
-        let topic = Topic::try_from("t:{}").unwrap();
-        for action in [
-            Action::Disconnect(Disconnect::now()),
-            Action::Disconnect(Disconnect::reconnect_after(Duration::from_secs(3)).note("why\n")),
-            Action::Disconnect(Disconnect::block_for(Duration::from_secs(4))),
-            Action::Join(topic.clone(), Cursor::Absent),
-            Action::Join(topic.clone(), Cursor::At(position)),
-            Action::Join(topic.clone(), Cursor::Invalid),
-            Action::Leave(topic.clone()),
-            Action::Change(Change { leave: vec![], join: vec![topic.clone()], since: Cursor::Absent, bounds: vec![] }),
-            Action::Change(Change {
-                leave: vec![Topic::from(1), topic.clone()],
-                join: vec![topic.clone(), Topic::from(2), Topic::from(3)],
-                since: Cursor::At(position),
-                bounds: vec![(topic.clone(), position)],
-            }),
-            Action::Change(Change { leave: vec![topic.clone()], join: vec![], since: Cursor::Invalid, bounds: vec![] }),
-        ] {
-            let command = Command { audience: audience.clone(), action: action.clone(), issued_at: position };
-            let Body::Command(read) = round_trip(Body::Command(command)) else { panic!("not a command") };
-            assert_eq!((&read.action, read.issued_at), (&action, position));
-            assert_eq!(read.audience.excluded(), audience.excluded());
-            assert_eq!(read.audience.addresses().len(), 2);
-        }
-        let connection = PeerConnection {
-            id: ConnectionId::from_bits(1),
-            user: Some(UserId::from(5)),
-            data: Some("{}".into()),
-            topics: vec![topic],
-        };
-        let update = PresenceUpdate {
-            number: 3,
-            all: Some(Part::First),
-            open: vec![connection.clone()],
-            closed: vec![connection.id],
-        };
-        let Body::PresenceUpdate(read) = round_trip(Body::PresenceUpdate(update)) else {
-            panic!("not a presence update")
-        };
-        assert_eq!(
-            (read.number, read.all, &read.open, &read.closed),
-            (3, Some(Part::First), &vec![connection.clone()], &vec![connection.id])
-        );
-        assert!(matches!(round_trip(Body::Lease(4)), Body::Lease(4)));
-        let settings = BTreeMap::from([("a".to_owned(), "1".to_owned())]);
-        assert!(matches!(round_trip(Body::Ask(settings.clone())), Body::Ask(read) if read == settings));
-        assert!(matches!(round_trip(Body::Settings(settings.clone())), Body::Settings(read) if read == settings));
-        assert!(matches!(round_trip(Body::Goodbye), Body::Goodbye));
-    }
-
-    #[test]
-    fn message_of_an_unknown_version_or_kind_is_ignored() {
-        let unknown = br#"{"v":1,"from":"1","command":{"at":"1.a.1","to":{},"do":{"dance":{}}}}"#;
-        let no_topic = br#"{"v":1,"from":"1","command":{"at":"1.a.1","to":{},"do":{"change":{"join":["a",""]}}}}"#;
-        let known = br#"{"v":1,"from":"1","command":{"at":"1.a.1","to":{},"do":{"change":{"join":["a"]}}}}"#;
-        assert!(Message::decode(known).is_some());
-        for bytes in
-            [&br#"{"v":2,"from":"1","ask":{}}"#[..], br#"{"v":1,"from":"1","dance":{}}"#, b"", b"{}", unknown, no_topic]
-        {
-            assert!(Message::decode(bytes).is_none());
-        }
-    }
-
-    proptest! {
-        #[test]
-        fn decoding_any_bytes_does_not_panic(bytes: Vec<u8>) {
-            drop(Message::decode(&bytes));
-        }
-    }
 }

@@ -2,23 +2,38 @@
 //! code does no I/O, and callers pass the time.
 //!
 //! 1. Each change of a connection is noted at once. The control task sends the noted connections
-//!    together, in numbered presence updates ([`Outbox::take_due`]).
-//! 2. Presence events wait in their order until the broker has appended them
+//!    together, in numbered presence updates ([`Outbox::take_changed`]). A presence update that the
+//!    broker has not confirmed is sent again with the same number, so that other instances that
+//!    have received it ignore the repetition ([`Outbox::sending`]).
+//! 2. The list of all connections is stored at the broker when another instance asks for it, at
+//!    most once for each [`LIST_PAUSE`]. A list that includes what the other instance needs is only
+//!    announced again ([`Outbox::asked`]).
+//! 3. Presence events wait in their order until the broker has appended them
 //!    ([`Outbox::announced`]). If the queue is full, for example because the broker is unavailable
 //!    for a long time, the oldest events are dropped.
-//! 3. The position of a snapshot of presence is a little older than the snapshot, so that changes
+//! 4. The position of a snapshot of presence is a little older than the snapshot, so that changes
 //!    which other instances have not reported yet come after the position
 //!    ([`Outbox::settled_position`]).
 
 use std::collections::hash_set::HashSet;
 use std::collections::vec_deque::VecDeque;
 
-use super::table::SETTLE;
+use bytes::Bytes;
+
+use super::message::List;
+use super::witnesses::SETTLE;
 use crate::log::Millis;
+use crate::macros::shrink_if_sparse;
 use crate::types::{ConnectionId, Event, Position, Topic, UserId};
 
 /// The maximum number of presence events that wait for the broker.
 const WAITING: usize = 10_000;
+
+/// The minimum time between two stored lists, in milliseconds.
+const LIST_PAUSE: Millis = 1_000;
+/// The time for which a stored list is announced again, in milliseconds. The broker stores it twice
+/// as long, so that the other instances have time to read it.
+pub(in crate::hub) const LIST_AGE: Millis = 30_000;
 
 /// The outgoing changes and presence events, under the lock of `SharedLog::outbox`. The code that
 /// changes a connection adds them, and the control task takes them.
@@ -26,12 +41,22 @@ const WAITING: usize = 10_000;
 pub(in crate::hub) struct Outbox {
     /// The connections that have changed since the last presence update.
     changed: HashSet<ConnectionId>,
-    /// Whether the complete list is due. `changed` is then empty.
-    all: bool,
-    /// The number of the last presence update.
-    pub(in crate::hub) number: u64,
-    /// Whether the instance sends or has sent its goodbye. The instance then starts no further
-    /// presence update.
+    /// The number of the last presence update that the broker has confirmed.
+    number: u64,
+    /// The presence update with the next number, while it is sent.
+    sending: Option<Bytes>,
+    /// Whether another instance needs a lease message now.
+    pub(in crate::hub) lease_is_due: bool,
+    /// Whether the list of all connections has to be stored.
+    list_is_due: bool,
+    /// Whether the newest stored list has to be announced again.
+    listed_is_due: bool,
+    /// The newest stored list, and the time at which it was stored.
+    list: Option<(Millis, List)>,
+    /// The time at which a list could not be stored.
+    failed_at: Option<Millis>,
+    /// Whether the instance sends or has sent its goodbye. The instance then sends no further
+    /// report about itself.
     pub(in crate::hub) is_closed: bool,
     /// The presence events that wait for the broker, the oldest first.
     presence: VecDeque<PresenceEvent>,
@@ -49,34 +74,92 @@ pub(in crate::hub) struct PresenceEvent {
     pub(in crate::hub) event: Event,
 }
 
-/// The connections that the next presence updates contain.
-#[derive(Debug, PartialEq, Eq)]
-pub(in crate::hub) enum Due {
-    All,
-    Changed(HashSet<ConnectionId>),
-}
-
 impl Outbox {
     /// Notes that a connection of this instance was opened, changed or closed.
     pub(in crate::hub) fn changed(&mut self, id: ConnectionId) {
-        if !self.all {
-            self.changed.insert(id);
+        self.changed.insert(id);
+    }
+
+    /// Returns the number of the last presence update that the broker has confirmed.
+    pub(in crate::hub) fn number(&self) -> u64 {
+        self.number
+    }
+
+    /// Returns the number of changed connections.
+    pub(in crate::hub) fn changes(&self) -> usize {
+        self.changed.len()
+    }
+
+    /// Takes up to `most` changed connections for the next presence update.
+    pub(in crate::hub) fn take_changed(&mut self, most: usize) -> Vec<ConnectionId> {
+        if self.changed.len() <= most {
+            return std::mem::take(&mut self.changed).into_iter().collect();
+        }
+        let taken: Vec<_> = self.changed.iter().take(most).copied().collect();
+        taken.iter().for_each(|id| _ = self.changed.remove(id));
+        shrink_if_sparse!(self.changed);
+        taken
+    }
+
+    /// Notes connections again that were taken for a presence update.
+    pub(in crate::hub) fn put_back(&mut self, ids: impl IntoIterator<Item = ConnectionId>) {
+        self.changed.extend(ids);
+    }
+
+    /// Returns the presence update that the broker has not confirmed, with its number.
+    pub(in crate::hub) fn sending(&self) -> Option<(u64, Bytes)> {
+        Some((self.number + 1, self.sending.clone()?))
+    }
+
+    /// Begins to send a presence update with the number after [`number`](Self::number).
+    pub(in crate::hub) fn send(&mut self, update: Bytes) {
+        self.sending = Some(update);
+    }
+
+    /// Notes that the broker has confirmed the presence update with this number.
+    pub(in crate::hub) fn sent(&mut self, number: u64) {
+        // Another task may have replaced the one that has sent the update, and have sent it too.
+        if self.sending.is_some() && number == self.number + 1 {
+            (self.number, self.sending) = (number, None);
         }
     }
 
-    /// Makes the complete list due, which includes all noted changes.
-    pub(in crate::hub) fn report_all(&mut self) {
-        self.all = true;
-        self.changed.clear();
+    /// Notes that another instance needs a list that includes the presence updates up to this
+    /// number.
+    pub(in crate::hub) fn asked(&mut self, needed: u64, now: Millis) {
+        match self.list {
+            Some((at, list)) if list.number >= needed && now <= at.saturating_add(LIST_AGE) => {
+                self.listed_is_due = true;
+            }
+            _ => self.list_is_due = true,
+        }
     }
 
-    /// Takes the connections for the next presence update, if there are any.
-    pub(in crate::hub) fn take_due(&mut self) -> Option<Due> {
-        if std::mem::take(&mut self.all) {
-            return Some(Due::All);
-        }
-        let changed = std::mem::take(&mut self.changed);
-        (!changed.is_empty()).then_some(Due::Changed(changed))
+    /// Returns the serial number and the presence update number of the list that has to be stored
+    /// now, if there is one.
+    pub(in crate::hub) fn take_list_due(&mut self, now: Millis) -> Option<(u64, u64)> {
+        let last = self.list.map(|(at, _)| at).into_iter().chain(self.failed_at).max();
+        let may_store = last.is_none_or(|at| at.saturating_add(LIST_PAUSE) <= now);
+        let is_due = may_store && std::mem::take(&mut self.list_is_due);
+        is_due.then(|| (self.list.map_or(1, |(_, list)| list.serial + 1), self.number))
+    }
+
+    /// Notes that a list was stored. It has to be announced.
+    pub(in crate::hub) fn stored(&mut self, list: List, now: Millis) {
+        self.list = Some((now, list));
+        self.listed_is_due = true;
+    }
+
+    /// Notes that a list could not be stored. It was not announced, so no instance reads its parts.
+    /// An instance that needs the list asks again.
+    pub(in crate::hub) fn not_stored(&mut self, now: Millis) {
+        self.failed_at = Some(now);
+    }
+
+    /// Returns the list that has to be announced now, if there is one.
+    pub(in crate::hub) fn take_listed(&mut self) -> Option<List> {
+        let is_due = std::mem::take(&mut self.listed_is_due);
+        self.list.filter(|_| is_due).map(|(_, list)| list)
     }
 
     /// Queues a presence event for the shared log. Drops the oldest event if the queue is full.
@@ -148,16 +231,48 @@ mod tests {
     }
 
     #[test]
-    fn complete_list_includes_the_changed_connections() {
-        let (mut outbox, one) = (Outbox::default(), ConnectionId::from_bits(1));
-        assert_eq!(outbox.take_due(), None);
-        outbox.changed(one);
-        outbox.changed(one);
-        assert_eq!(outbox.take_due(), Some(Due::Changed([one].into())));
-        outbox.changed(one);
-        outbox.report_all();
-        outbox.changed(one);
-        assert_eq!((outbox.take_due(), outbox.take_due()), (Some(Due::All), None));
+    fn changed_connection_is_taken_once_in_batches() {
+        let mut outbox = Outbox::default();
+        (0..7).chain(0..7).for_each(|id| outbox.changed(ConnectionId::from_bits(id)));
+        let mut taken: Vec<_> = [3, 3, 3, 3].into_iter().flat_map(|most| outbox.take_changed(most)).collect();
+        taken.sort_unstable();
+        assert_eq!(taken, (0..7).map(ConnectionId::from_bits).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn presence_update_is_sent_with_one_number_until_it_is_confirmed() {
+        let mut outbox = Outbox::default();
+        outbox.send("first".into());
+        assert_eq!(outbox.sending(), Some((1, "first".into())));
+        assert_eq!((outbox.sending(), outbox.number()), (Some((1, "first".into())), 0));
+        outbox.sent(1);
+        assert_eq!((outbox.sending(), outbox.number()), (None, 1));
+        outbox.send("second".into());
+        outbox.sent(1);
+        assert_eq!(outbox.sending(), Some((2, "second".into())), "the first was confirmed twice");
+    }
+
+    #[test]
+    fn list_is_stored_once_for_all_instances_that_ask() {
+        let mut outbox = Outbox { number: 7, ..Outbox::default() };
+        assert_eq!((outbox.take_list_due(0), outbox.take_listed()), (None, None));
+        (0..3).for_each(|_| outbox.asked(5, 10));
+        assert_eq!((outbox.take_list_due(10), outbox.take_list_due(10)), (Some((1, 7)), None));
+        let list = List { number: 7, serial: 1, parts: 2 };
+        outbox.stored(list, 10);
+        assert_eq!((outbox.take_listed(), outbox.take_listed()), (Some(list), None));
+        // The stored list includes what this instance needs.
+        outbox.asked(7, 20);
+        assert_eq!((outbox.take_list_due(20), outbox.take_listed()), (None, Some(list)));
+        outbox.asked(8, 20);
+        assert_eq!((outbox.take_list_due(1_009), outbox.take_list_due(1_010)), (None, Some((2, 7))));
+        outbox.stored(List { serial: 2, ..list }, 1_010);
+        outbox.asked(7, 1_010 + LIST_AGE + 1);
+        assert_eq!(outbox.take_list_due(100_000), Some((3, 7)), "the list may be gone");
+        outbox.not_stored(100_000);
+        assert_eq!(outbox.take_list_due(101_000), None, "an instance that needs the list asks again");
+        outbox.asked(7, 100_500);
+        assert_eq!((outbox.take_list_due(100_999), outbox.take_list_due(101_000)), (None, Some((3, 7))));
     }
 
     #[test]

@@ -4,32 +4,24 @@
 //! 1. An instance is known while its lease lasts. Its presence updates and lease messages renew the
 //!    lease. When the lease ends, the instance is removed together with its connections
 //!    ([`Peers::sweep`]).
-//! 2. Presence updates are numbered. After a missing number, further updates of that instance are
-//!    ignored until its complete list arrives ([`Peers::update`]).
-//! 3. Connections are indexed by user, by topic, and by user within a topic. The indexes and the
-//!    connections change in one step.
-//! 4. When an instance ends, the witness with the lowest id publishes `hub.left` for the members of
-//!    the ended instance ([`Peers::take_orphans`]). A witness is an instance that was connected for
-//!    at least [`SETTLE`] before the last update or lease message of the ended instance, so that it
-//!    knows the members. An instance that connected later is no witness, however low its id,
-//!    because it may not know the members. Each instance that knows the members publishes the
-//!    event, unless it knows a live witness with a lower id. So the event may be published twice
-//!    rather than not at all.
-//! 5. A witness may end before it has published the event. So an instance that leaves the event to
-//!    a witness keeps the members until the witness must have published it.
+//! 2. Presence updates are numbered. After a missing number, the list of that instance is read from
+//!    the broker ([`reports`](super::reports)).
+//! 3. The connections of all instances are in one compact table
+//!    ([`connections`](super::connections)).
+//! 4. After an instance has ended, one of the others publishes `hub.left` for its members
+//!    ([`witnesses`](super::witnesses)).
 
 use std::collections::hash_map::HashMap;
-use std::collections::hash_set::HashSet;
 use std::sync::Arc;
 
-use super::message::{InstanceId, Part, PeerConnection, PresenceUpdate};
-use crate::hub::departures::Departures;
-use crate::log::Millis;
-use crate::types::{ConnectionId, Topic, UserId};
+use roaring::RoaringBitmap;
 
-/// The time within which a change on one instance should reach all other instances, in
-/// milliseconds. The value has a wide margin.
-pub(super) const SETTLE: Millis = 2_000;
+use super::connections::{Connections, Ids};
+use super::message::{HalfId, InstanceId, List, PeerConnection, PresenceUpdate};
+use super::reports::Reports;
+use super::witnesses::{Ended, SETTLE};
+use crate::log::Millis;
+use crate::types::{Address, Audience, ConnectionId, ScopeName, Topic, TopicFilter, UserId};
 
 /// The user of a connection of another instance, and the data of the connection.
 pub(in crate::hub) type Other = (Option<UserId>, Option<Arc<str>>);
@@ -39,16 +31,8 @@ pub(in crate::hub) type Other = (Option<UserId>, Option<Arc<str>>);
 #[derive(Debug, Default)]
 pub(in crate::hub) struct Peers {
     instances: HashMap<InstanceId, Peer>,
-    by_user: HashMap<UserId, PeerUser>,
-    by_topic: HashMap<Topic, PeerTopic>,
-    /// By topic, the members whose last peer connection has left the topic, each with the time and
-    /// the instance of that connection.
-    departed: HashMap<Topic, HashMap<UserId, (Millis, InstanceId)>>,
-    /// The queue of these departures. An entry without a topic is for a user whose last peer
-    /// connection has closed.
-    departures: Departures<(Option<Topic>, UserId)>,
-    /// The ended instances with members for which `hub.left` may still have to be published.
-    ended: Vec<EndedInstance>,
+    connections: Connections,
+    ended: Ended,
     lease: Millis,
     /// Whether this instance has received one of its own messages since it last connected to the
     /// broker. From then on it receives all messages.
@@ -58,149 +42,126 @@ pub(in crate::hub) struct Peers {
 }
 
 /// Another instance.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Peer {
-    /// The number of the last applied presence update. `None` until a complete list begins to
-    /// arrive, at first and after a missing update.
-    number: Option<u64>,
     first_seen: Millis,
     last_seen: Millis,
     lease_until: Millis,
-    connections: HashMap<ConnectionId, Arc<PeerConnection>>,
-    /// The known connections that the complete list has not contained yet, while its parts arrive.
-    unconfirmed: HashSet<ConnectionId>,
-    /// The earliest time of the next request for the complete list.
-    ask_at: Millis,
-    /// The pause between the last request and `ask_at`.
-    ask_pause: Millis,
+    reports: Reports,
+    ids: Ids,
+    /// The known connections that the list has not contained yet, while its parts are applied.
+    unconfirmed: Option<RoaringBitmap>,
 }
-
-/// An instance that has ended.
-#[derive(Debug)]
-struct EndedInstance {
-    /// The other witnesses, as rule 4 of the module defines them.
-    witnesses: Vec<InstanceId>,
-    /// The members of the instance, each with the time of departure. The earliest departure is the
-    /// last entry.
-    members: Vec<(Millis, Topic, UserId)>,
-}
-
-/// A user who has, or had, connections on other instances.
-#[derive(Debug, Default)]
-struct PeerUser {
-    connections: HashMap<ConnectionId, Arc<PeerConnection>>,
-    /// The time at which the last connection closed. `None` while there are connections.
-    left_at: Option<Millis>,
-}
-
-/// A topic on other instances.
-#[derive(Debug, Default)]
-struct PeerTopic {
-    connections: HashMap<ConnectionId, Arc<PeerConnection>>,
-    /// The number of these connections of each user.
-    users: HashMap<UserId, usize>,
-}
-
-/// The result of a presence update or a lease message.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(in crate::hub) enum UpdateResult {
-    /// No presence update of the sender is missing.
-    Fine,
-    /// A presence update of the sender is missing, so its complete list is needed.
-    Missing,
-}
-
-/// The first pause between two requests to an instance for its complete list, in milliseconds. Each
-/// further request doubles the pause, up to [`LONGEST_ASK_PAUSE`].
-const FIRST_ASK_PAUSE: Millis = 1_000;
-/// The longest pause between two requests to an instance for its complete list, in milliseconds.
-const LONGEST_ASK_PAUSE: Millis = 300_000;
 
 impl Peers {
-    pub(in crate::hub) fn new(lease: Millis, grace: Millis) -> Self {
-        Self { departures: Departures::new(grace), lease, ..Self::default() }
+    /// Creates the table of an instance. `rules` are the filters of the topics with presence
+    /// events.
+    pub(in crate::hub) fn new(lease: Millis, grace: Millis, rules: Vec<TopicFilter>) -> Self {
+        Self { connections: Connections::new(rules, grace), lease, ..Self::default() }
     }
 
-    /// Applies a presence update, or a part of a complete list. Returns [`UpdateResult::Missing`]
-    /// and ignores the connections if an earlier update or part is missing.
-    pub(in crate::hub) fn update(&mut self, from: InstanceId, update: PresenceUpdate, now: Millis) -> UpdateResult {
+    /// Receives a presence update. Applies it, unless an earlier update is missing.
+    pub(in crate::hub) fn update(&mut self, from: InstanceId, update: PresenceUpdate, now: Millis) {
         let peer = self.renew_lease(from, now);
-        match update.all {
-            Some(Part::First) => {
-                peer.number = Some(update.number);
-                peer.unconfirmed = peer.connections.keys().copied().collect();
-            }
-            Some(Part::More) if peer.number == Some(update.number) => {}
-            None if peer.number.is_some_and(|number| number.checked_add(1) == Some(update.number)) => {
-                peer.number = Some(update.number);
-            }
-            // The update was already applied.
-            None if peer.number.is_some_and(|number| number >= update.number) => return UpdateResult::Fine,
-            Some(Part::More) | None => {
-                peer.number = None;
-                return UpdateResult::Missing;
-            }
+        if let Some(update) = peer.reports.update(update, now) {
+            self.apply(from, update, now);
         }
-        if update.all.is_none() {
-            self.complete_list(from, now);
-        }
+    }
+
+    fn apply(&mut self, from: InstanceId, update: PresenceUpdate, now: Millis) {
+        let Some(peer) = self.instances.get_mut(&from) else { return };
         for connection in update.open {
-            if let Some(peer) = self.instances.get_mut(&from) {
-                peer.unconfirmed.remove(&connection.id);
-            }
-            self.insert(from, connection, now);
+            self.connections.insert(&mut peer.ids, from, &connection, now);
         }
         for id in update.closed {
-            self.remove(from, id, now);
+            self.connections.remove(&mut peer.ids, from, id, now);
         }
-        UpdateResult::Fine
     }
 
-    /// Renews the lease of an instance whose newest presence update has this number. Returns
-    /// [`UpdateResult::Missing`] if this instance has not applied that update.
-    pub(in crate::hub) fn lease(&mut self, from: InstanceId, number: u64, now: Millis) -> UpdateResult {
-        if self.renew_lease(from, now).number != Some(number) {
-            return UpdateResult::Missing;
+    /// Renews the lease of an instance whose newest presence update has this number.
+    pub(in crate::hub) fn lease(&mut self, from: InstanceId, number: u64, now: Millis) {
+        let lease = self.lease;
+        let reports = &mut self.renew_lease(from, now).reports;
+        reports.lease(number, now);
+        if reports.is_complete() {
+            // The last pause ended more than one lease ago, so the next question need not wait.
+            reports.forget_pauses(now, lease);
         }
-        self.complete_list(from, now);
-        // The last pause ended more than one lease ago, so the next request need not wait.
-        if let Some(peer) = self.instances.get_mut(&from)
-            && now > peer.ask_at.saturating_add(self.lease)
-        {
-            (peer.ask_at, peer.ask_pause) = (0, 0);
-        }
-        UpdateResult::Fine
     }
 
-    /// Returns whether this instance may request the complete list of another instance now. If so,
-    /// begins the pause before the next request. The pauses become longer, because an update that
-    /// this version of the crate cannot decode would be missing again after every complete list.
-    pub(in crate::hub) fn may_ask(&mut self, from: InstanceId, now: Millis) -> bool {
-        let peer = self.renew_lease(from, now);
-        if now < peer.ask_at {
-            return false;
+    /// Notes that an instance has stored its list of connections. Ignores an unknown instance: the
+    /// announcement of an instance that has ended may follow its goodbye.
+    pub(in crate::hub) fn listed(&mut self, from: InstanceId, list: List) {
+        if let Some(peer) = self.instances.get_mut(&from) {
+            peer.reports.listed(list);
         }
-        peer.ask_pause = (peer.ask_pause * 2).clamp(FIRST_ASK_PAUSE, LONGEST_ASK_PAUSE);
-        peer.ask_at = now.saturating_add(peer.ask_pause);
+    }
+
+    /// Notes that an instance has asked another one for a list that includes the updates up to this
+    /// number.
+    pub(in crate::hub) fn asked(&mut self, to: InstanceId, needed: u64, now: Millis) {
+        if let Some(peer) = self.instances.get_mut(&to) {
+            peer.reports.asked(needed, now);
+        }
+    }
+
+    /// Returns the instances that this instance has to ask for their lists now. Each has the number
+    /// of the newest update that the list has to include.
+    pub(in crate::hub) fn questions(&mut self, now: Millis) -> Vec<(InstanceId, u64)> {
+        let question = |(id, peer): (&InstanceId, &mut Peer)| Some((*id, peer.reports.ask(now)?));
+        self.instances.iter_mut().filter_map(question).collect()
+    }
+
+    /// Returns up to `most` lists that this instance has to read now. The caller reads each list,
+    /// and calls [`end_list`](Self::end_list).
+    pub(in crate::hub) fn lists_to_read(&mut self, most: usize) -> Vec<(InstanceId, List)> {
+        let list = |(id, peer): (&InstanceId, &mut Peer)| Some((*id, peer.reports.begin_reading()?));
+        self.instances.iter_mut().filter_map(list).take(most).collect()
+    }
+
+    /// Notes that the lists which were being read will not be applied.
+    pub(in crate::hub) fn stop_reading(&mut self) {
+        self.instances.values_mut().for_each(|peer| peer.reports.stop_reading());
+    }
+
+    /// Begins to apply the list of an instance. Returns whether the list is still needed. If so,
+    /// the parts and the end of the list follow.
+    pub(in crate::hub) fn begin_list(&mut self, of: InstanceId, list: &List) -> bool {
+        let Some(peer) = self.instances.get_mut(&of).filter(|peer| peer.reports.expects(list)) else { return false };
+        peer.unconfirmed = Some(peer.ids.iter().copied().collect());
         true
+    }
+
+    /// Applies a part of a list.
+    pub(in crate::hub) fn apply_part(&mut self, of: InstanceId, open: &[PeerConnection], now: Millis) {
+        let Some(peer) = self.instances.get_mut(&of) else { return };
+        for connection in open {
+            let number = self.connections.insert(&mut peer.ids, of, connection, now);
+            peer.unconfirmed.iter_mut().for_each(|unconfirmed| _ = unconfirmed.remove(number));
+        }
+    }
+
+    /// Ends the reading of a list. If the whole list was applied, removes the connections that the
+    /// list did not contain, and applies the updates that have waited.
+    pub(in crate::hub) fn end_list(&mut self, of: InstanceId, list: List, is_read: bool, now: Millis) {
+        let Some(peer) = self.instances.get_mut(&of) else { return };
+        let is_read = is_read && peer.reports.expects(&list);
+        let unconfirmed = peer.unconfirmed.take().filter(|_| is_read);
+        for number in unconfirmed.into_iter().flatten() {
+            let id = self.connections.id_of(number);
+            self.connections.remove(&mut peer.ids, of, id, now);
+        }
+        let updates = peer.reports.end_reading(list, is_read);
+        updates.into_iter().for_each(|update| self.apply(of, update, now));
     }
 
     /// Renews the lease of an instance that has sent a presence update or a lease message. Adds an
     /// unknown instance.
     fn renew_lease(&mut self, from: InstanceId, now: Millis) -> &mut Peer {
-        let peer = self.instances.entry(from).or_insert_with(|| Peer { first_seen: now, ..Peer::default() });
+        let peer = self.instances.entry(from).or_insert_with(|| Peer::new(now));
         peer.last_seen = now;
         peer.lease_until = now.saturating_add(self.lease);
         peer
-    }
-
-    /// Ends a complete list: removes the connections that the list did not contain. The next lease
-    /// or update of the sender calls this method, because the list arrives in parts. Otherwise a
-    /// user whose connection is in a later part would leave.
-    fn complete_list(&mut self, from: InstanceId, now: Millis) {
-        let Some(peer) = self.instances.get_mut(&from) else { return };
-        let unconfirmed = std::mem::take(&mut peer.unconfirmed);
-        unconfirmed.into_iter().for_each(|id| self.remove(from, id, now));
     }
 
     /// Removes an instance that has sent its goodbye.
@@ -214,25 +175,14 @@ impl Peers {
     /// Removes an instance and its connections, and keeps its members for
     /// [`take_orphans`](Self::take_orphans).
     fn end(&mut self, from: InstanceId, now: Millis) {
-        let Some(peer) = self.instances.get(&from) else { return };
-        let mut members = Vec::new();
-        for connection in peer.connections.values() {
-            let Some(user) = &connection.user else { continue };
-            members.extend(connection.topics.iter().map(|topic| (now, topic.clone(), user.clone())));
-        }
-        for (topic, users) in &self.departed {
-            let recent = users.iter().filter(|(_, (since, at))| *at == from && !self.departures.is_over(*since, now));
-            members.extend(recent.map(|(user, (since, _))| (*since, topic.clone(), user.clone())));
-        }
-        if !members.is_empty() {
-            members.sort_unstable_by_key(|(since, ..)| std::cmp::Reverse(*since));
-            let settled = |other: &Peer| other.first_seen.saturating_add(SETTLE) <= peer.last_seen;
-            let witnesses = self.instances.iter().filter(|(id, other)| **id != from && settled(other));
-            self.ended.push(EndedInstance { witnesses: witnesses.map(|(id, _)| *id).collect(), members });
-        }
-        let ids: Vec<_> = peer.connections.keys().copied().collect();
-        ids.into_iter().for_each(|id| self.remove(from, id, now));
-        self.instances.remove(&from);
+        let Some(mut peer) = self.instances.remove(&from) else { return };
+        let members = self.connections.members_of(&peer.ids, from, now);
+        let settle = self.lease.max(SETTLE);
+        let settled = |other: &Peer| other.first_seen.saturating_add(settle) <= peer.last_seen;
+        let witnesses = self.instances.iter().filter(|(_, other)| settled(other)).map(|(id, _)| *id);
+        self.ended.add(witnesses.collect(), members);
+        let ids: Vec<_> = peer.ids.iter().map(|number| self.connections.id_of(*number)).collect();
+        ids.into_iter().for_each(|id| self.connections.remove(&mut peer.ids, from, id, now));
     }
 
     /// Notes that this instance has received one of its own messages. So the broker accepts the
@@ -266,24 +216,13 @@ impl Peers {
         let over: Vec<_> =
             self.instances.iter().filter(|(_, peer)| peer.lease_until <= now).map(|(id, _)| *id).collect();
         over.into_iter().for_each(|id| self.end(id, now));
-        while let Some((since, (topic, user))) = self.departures.pop_due(now) {
-            // The user may have returned and left again meanwhile. Then a later entry is in the
-            // queue.
-            match topic {
-                Some(topic) if self.departure_of(&topic, &user).is_some_and(|(at, _)| at == since) => {
-                    self.forget_departure(&topic, &user);
-                }
-                None if self.by_user.get(&user).is_some_and(|user| user.left_at == Some(since)) => {
-                    self.by_user.remove(&user);
-                }
-                _ => {}
-            }
-        }
+        self.connections.forget(now);
     }
 
     /// Returns whether a user has a topic on another instance, or had it within the grace period.
+    /// The topic has presence events.
     pub(in crate::hub) fn is_member(&self, topic: &Topic, user: &UserId, now: Millis) -> bool {
-        self.is_connected(topic, user) || self.last_instance(topic, user, now).is_some()
+        self.connections.is_connected(topic, user) || self.connections.last_instance(topic, user, now).is_some()
     }
 
     /// Returns whether another instance, and not this one, has to publish `hub.left` for a member
@@ -295,80 +234,113 @@ impl Peers {
         instance: InstanceId,
         now: Millis,
     ) -> bool {
-        let last = self.last_instance(topic, user, now);
+        let last = self.connections.last_instance(topic, user, now);
         // If the member has left this instance and another within the grace period, the instance
         // with the lower id publishes. Both may publish, but at least one of them does.
-        self.is_connected(topic, user) || last.is_some_and(|at| at < instance && self.instances.contains_key(&at))
+        self.connections.is_connected(topic, user)
+            || last.is_some_and(|at| at < instance && self.instances.contains_key(&at))
     }
 
-    fn is_connected(&self, topic: &Topic, user: &UserId) -> bool {
-        self.by_topic.get(topic).is_some_and(|peer_topic| peer_topic.users.contains_key(user))
-    }
-
-    /// Returns the other instance on which a member last had a topic, if the member has left within
+    /// Returns the members that have left a topic with presence events on other instances within
     /// the grace period.
-    fn last_instance(&self, topic: &Topic, user: &UserId, now: Millis) -> Option<InstanceId> {
-        self.departure_of(topic, user).filter(|(since, _)| !self.departures.is_over(*since, now)).map(|(_, at)| at)
-    }
-
-    /// Returns the time of a member's departure, and the instance of its last connection.
-    fn departure_of(&self, topic: &Topic, user: &UserId) -> Option<(Millis, InstanceId)> {
-        self.departed.get(topic)?.get(user).copied()
-    }
-
-    /// Returns the members that have left a topic on other instances within the grace period.
-    pub(in crate::hub) fn leaving(&self, topic: &Topic, now: Millis) -> impl Iterator<Item = &UserId> {
-        let users = self.departed.get(topic).into_iter().flatten();
-        users.filter(move |(_, (since, _))| !self.departures.is_over(*since, now)).map(|(user, _)| user)
+    pub(in crate::hub) fn leaving(&self, topic: &Topic, now: Millis) -> Vec<UserId> {
+        self.connections.leaving(topic, now)
     }
 
     /// Removes and returns the members of ended instances for which this instance has to publish
     /// `hub.left`. Their grace period is over, no other instance has them as members, and this
     /// instance knows no live witness with a lower id.
+    ///
+    /// While the list of an instance is missing, a member may be on that instance. So this instance
+    /// then waits for the list, at most for one lease.
     pub(in crate::hub) fn take_orphans(&mut self, instance: InstanceId, now: Millis) -> Vec<(Topic, UserId)> {
-        let mut orphans = Vec::new();
-        let mut ended = std::mem::take(&mut self.ended);
-        ended.retain_mut(|EndedInstance { witnesses, members }| {
-            let defers = witnesses.iter().any(|witness| *witness < instance && self.instances.contains_key(witness));
-            // A witness may detect the end of the instance one lease later than this instance. This
-            // instance needs another lease to detect that the witness has ended.
-            let wait = self.departures.grace.saturating_add(if defers { self.lease.saturating_mul(2) } else { 0 });
-            while let Some((_, topic, user)) = members.pop_if(|(since, ..)| since.saturating_add(wait) <= now) {
-                if !defers && !self.is_member(&topic, &user, now) {
-                    orphans.push((topic, user));
-                }
-            }
-            !members.is_empty()
-        });
-        self.ended = ended;
+        let Self { instances, connections, ended, lease, .. } = self;
+        let is_complete = instances.values().all(|peer| peer.reports.is_complete());
+        let wait = connections.departures.grace.saturating_add(if is_complete { 0 } else { *lease });
+        let mut orphans = ended.take_orphans(instance, now, wait, *lease, |id| instances.contains_key(id));
+        orphans.retain(|(topic, user)| !self.is_member(topic, user, now));
         orphans
-    }
-
-    /// Returns the connections of a user on other instances.
-    pub(in crate::hub) fn of_user(&self, user: &UserId) -> impl Iterator<Item = &Arc<PeerConnection>> {
-        self.by_user.get(user).into_iter().flat_map(|user| user.connections.values())
     }
 
     /// Returns whether a user has a connection on another instance, or had one within the grace
     /// period.
     pub(in crate::hub) fn is_online(&self, user: &UserId, now: Millis) -> bool {
-        let is_recent = |since| !self.departures.is_over(since, now);
-        self.by_user.get(user).is_some_and(|user| user.left_at.is_none_or(is_recent))
+        self.connections.is_online(user, now)
     }
 
-    /// Returns the connections of a topic on other instances.
-    pub(in crate::hub) fn in_topic(&self, topic: &Topic) -> impl Iterator<Item = &Arc<PeerConnection>> {
-        self.by_topic.get(topic).into_iter().flat_map(|peer_topic| peer_topic.connections.values())
+    /// Returns the number of connections that an address has on other instances.
+    pub(in crate::hub) fn count(&self, address: &Address) -> usize {
+        match address {
+            Address::Everyone(_) | Address::EveryScope => self.count_all(&Audience::from(address.clone())),
+            Address::Topic(topic) => self.connections.in_topic(topic).map_or(0, count),
+            Address::User(user) => self.connections.count_of_user(user),
+            Address::Connection(id, scope) => usize::from(self.find_in(*id, scope).is_some()),
+        }
     }
 
-    /// Returns the connections of all other instances.
-    pub(in crate::hub) fn all(&self) -> impl Iterator<Item = &Arc<PeerConnection>> {
-        self.instances.values().flat_map(|peer| peer.connections.values())
+    /// Returns the number of connections that an audience has on other instances. A connection
+    /// counts once.
+    pub(in crate::hub) fn count_all(&self, audience: &Audience) -> usize {
+        if !audience.addresses().contains(&Address::Everyone(ScopeName::ROOT)) {
+            return count(&self.all(audience));
+        }
+        // The other addresses of the audience add nothing, because they are of the root scope, or
+        // of all scopes.
+        let is_of_all = audience.addresses().contains(&Address::EveryScope);
+        let excluded = audience.excluded().iter().filter_map(|id| self.find_number((*id).into()));
+        // Two ids may have the same first half.
+        let excluded: RoaringBitmap =
+            excluded.filter(|number| is_of_all || self.connections.scope_of(*number).is_root()).collect();
+        let others = if is_of_all { 0 } else { self.connections.len_of_scopes() };
+        self.connections.len() - others - count(&excluded)
+    }
+
+    /// Returns the user and the data of each connection of an audience on other instances. A
+    /// connection is returned once.
+    pub(in crate::hub) fn others(&self, audience: &Audience) -> Vec<Other> {
+        self.all(audience).iter().map(|number| self.connections.describe(number)).collect()
+    }
+
+    /// Returns the numbers of the connections of an audience.
+    fn all(&self, audience: &Audience) -> RoaringBitmap {
+        let mut all = RoaringBitmap::new();
+        for address in audience.addresses() {
+            match address {
+                Address::Everyone(scope) if scope.is_root() => {
+                    self.instances.values().for_each(|peer| all.extend(peer.ids.iter().copied()));
+                    self.connections.in_scopes().for_each(|of| all -= of);
+                }
+                Address::Everyone(scope) => self.connections.in_scope(scope).into_iter().for_each(|of| all |= of),
+                // Added below, because everyone in the root scope would remove these connections.
+                Address::EveryScope => {}
+                Address::Topic(topic) => self.connections.in_topic(topic).into_iter().for_each(|of| all |= of),
+                Address::User(user) => all.extend(self.connections.of_user(user)),
+                Address::Connection(id, scope) => all.extend(self.find_in(*id, scope)),
+            }
+        }
+        if audience.addresses().contains(&Address::EveryScope) {
+            self.connections.in_scopes().for_each(|of| all |= of);
+        }
+        for id in audience.excluded() {
+            self.find_number((*id).into()).iter().for_each(|number| _ = all.remove(*number));
+        }
+        all
     }
 
     /// Returns a connection of another instance.
-    pub(in crate::hub) fn find(&self, id: ConnectionId) -> Option<&Arc<PeerConnection>> {
-        self.instances.values().find_map(|peer| peer.connections.get(&id))
+    pub(in crate::hub) fn find(&self, id: ConnectionId) -> Option<PeerConnection> {
+        let number = self.find_number(id.into())?;
+        let ((user, data), topics) = (self.connections.describe(number), self.connections.topic_names(number));
+        Some(PeerConnection { id: id.into(), scope: self.connections.scope_of(number).clone(), user, data, topics })
+    }
+
+    /// Returns the number of a connection, if it is of this scope.
+    fn find_in(&self, id: ConnectionId, scope: &ScopeName) -> Option<u32> {
+        self.find_number(id.into()).filter(|number| self.connections.scope_of(*number) == scope)
+    }
+
+    fn find_number(&self, id: HalfId) -> Option<u32> {
+        self.instances.values().find_map(|peer| self.connections.find(&peer.ids, id))
     }
 
     /// Returns the number of other instances.
@@ -376,198 +348,222 @@ impl Peers {
         self.instances.len()
     }
 
-    /// Adds a connection of another instance, or replaces its state.
-    fn insert(&mut self, from: InstanceId, connection: PeerConnection, now: Millis) {
-        let known = self.instances.get(&from).and_then(|peer| peer.connections.get(&connection.id)).cloned();
-        match known {
-            Some(known) if *known == connection => return,
-            // Remove only the topics that the connection has left. Removing and adding the other
-            // topics again would queue a departure for each of them.
-            Some(known) if known.user == connection.user => {
-                let kept: HashSet<&Topic> = connection.topics.iter().collect();
-                let left = known.topics.iter().filter(|topic| !kept.contains(topic));
-                left.for_each(|topic| self.leave(from, &known, topic, now));
-            }
-            Some(_) => self.remove(from, connection.id, now),
-            None => {}
-        }
-        let connection = Arc::new(connection);
-        if let Some(user) = &connection.user {
-            let peer_user = self.by_user.entry(user.clone()).or_default();
-            peer_user.connections.insert(connection.id, Arc::clone(&connection));
-            peer_user.left_at = None;
-        }
-        for topic in &connection.topics {
-            let peer_topic = self.by_topic.entry(topic.clone()).or_default();
-            let is_new = peer_topic.connections.insert(connection.id, Arc::clone(&connection)).is_none();
-            if let Some(user) = connection.user.as_ref().filter(|_| is_new) {
-                *peer_topic.users.entry(user.clone()).or_default() += 1;
-                self.forget_departure(topic, user);
-            }
-        }
-        if let Some(peer) = self.instances.get_mut(&from) {
-            peer.connections.insert(connection.id, connection);
-        }
+    /// Returns the number of connections on other instances, of all scopes.
+    #[cfg(feature = "test-kit")]
+    pub(in crate::hub) fn connections(&self) -> usize {
+        self.connections.len()
     }
 
-    fn forget_departure(&mut self, topic: &Topic, user: &UserId) {
-        if let Some(users) = self.departed.get_mut(topic) {
-            users.remove(user);
-            if users.is_empty() {
-                self.departed.remove(topic);
-            }
-        }
+    /// Returns the allocated memory of the connections in bytes, without their data.
+    #[cfg(any(test, feature = "test-kit"))]
+    pub(in crate::hub) fn allocated(&self) -> usize {
+        let ids: usize = self.instances.values().map(|peer| peer.ids.allocation_size()).sum();
+        self.connections.allocated() + ids
     }
+}
 
-    /// Removes a connection of another instance.
-    fn remove(&mut self, from: InstanceId, id: ConnectionId, now: Millis) {
-        let Some(connection) = self.instances.get_mut(&from).and_then(|peer| peer.connections.remove(&id)) else {
-            return;
-        };
-        if let Some(user) = &connection.user
-            && let Some(peer_user) = self.by_user.get_mut(user)
-        {
-            peer_user.connections.remove(&id);
-            if peer_user.connections.is_empty() {
-                peer_user.left_at = Some(now);
-                self.departures.push(now, (None, user.clone()));
-            }
-        }
-        connection.topics.iter().for_each(|topic| self.leave(from, &connection, topic, now));
-    }
-
-    /// Removes a topic from a connection of another instance.
-    fn leave(&mut self, from: InstanceId, connection: &PeerConnection, topic: &Topic, now: Millis) {
-        let Some(peer_topic) = self.by_topic.get_mut(topic) else { return };
-        let was_listed = peer_topic.connections.remove(&connection.id).is_some();
-        let user = connection.user.as_ref().filter(|_| was_listed);
-        let has_left = user.filter(|user| peer_topic.remove_one_of(user));
-        if peer_topic.connections.is_empty() {
-            self.by_topic.remove(topic);
-        }
-        if let Some(user) = has_left {
-            self.departed.entry(topic.clone()).or_default().insert(user.clone(), (now, from));
-            self.departures.push(now, (Some(topic.clone()), user.clone()));
+impl Peer {
+    fn new(now: Millis) -> Self {
+        Self {
+            first_seen: now,
+            last_seen: now,
+            lease_until: now,
+            reports: Reports::new(now),
+            ids: Ids::new(),
+            unconfirmed: None,
         }
     }
 }
 
-impl PeerTopic {
-    /// Removes a connection of a user from the count. Returns whether it was the user's last
-    /// connection.
-    fn remove_one_of(&mut self, user: &UserId) -> bool {
-        let Some(count) = self.users.get_mut(user) else { return false };
-        *count -= 1;
-        let is_last = *count == 0;
-        if is_last {
-            self.users.remove(user);
-        }
-        is_last
-    }
+fn count(numbers: &RoaringBitmap) -> usize {
+    usize::try_from(numbers.len()).unwrap_or(usize::MAX)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::types::Scoped;
     use proptest::prelude::*;
     use std::collections::{BTreeMap, BTreeSet};
 
     fn connection(id: u128, user: usize, topics: &[usize]) -> PeerConnection {
         PeerConnection {
-            id: ConnectionId::from_bits(id),
+            id: HalfId(id as u64),
+            scope: ScopeName::ROOT,
             user: (user > 0).then(|| UserId::from(user)),
             data: None,
             topics: topics.iter().map(|topic| Topic::from(*topic)).collect(),
         }
     }
 
+    /// Creates a table in which all topics have presence events.
+    fn peers(lease: Millis, grace: Millis) -> Peers {
+        Peers::new(lease, grace, vec![TopicFilter::any()])
+    }
+
     fn presence_update(number: u64, open: Vec<PeerConnection>) -> PresenceUpdate {
         PresenceUpdate { number, open, ..PresenceUpdate::default() }
     }
 
-    #[test]
-    fn updates_after_a_missing_one_are_ignored_until_the_complete_list() {
-        let (mut peers, one) = (Peers::new(100, 10), InstanceId(1));
-        assert_eq!(peers.update(one, presence_update(5, vec![connection(1, 1, &[])]), 0), UpdateResult::Missing);
-        assert_eq!(peers.of_user(&UserId::from(1)).count(), 0, "updates before the complete list are ignored");
-        let all = PresenceUpdate { all: Some(Part::First), ..presence_update(5, vec![connection(1, 1, &[])]) };
-        assert_eq!(peers.update(one, all, 0), UpdateResult::Fine);
-        assert_eq!(
-            peers.update(
-                one,
-                PresenceUpdate { all: Some(Part::More), ..presence_update(5, vec![connection(2, 1, &[7])]) },
-                0
-            ),
-            UpdateResult::Fine
-        );
-        assert_eq!(peers.update(one, presence_update(6, vec![connection(3, 1, &[])]), 0), UpdateResult::Fine);
-        assert_eq!(
-            peers.update(one, presence_update(6, vec![connection(9, 1, &[])]), 0),
-            UpdateResult::Fine,
-            "already applied"
-        );
-        assert_eq!((peers.of_user(&UserId::from(1)).count(), peers.in_topic(&Topic::from(7)).count()), (3, 1));
-        assert_eq!(peers.lease(one, 6, 0), UpdateResult::Fine);
-        assert_eq!(peers.lease(one, 7, 0), UpdateResult::Missing);
-        assert_eq!(peers.update(one, presence_update(8, vec![]), 0), UpdateResult::Missing);
+    /// Reads the list of an instance, with these parts.
+    fn read_list(peers: &mut Peers, of: InstanceId, number: u64, parts: &[Vec<PeerConnection>], now: Millis) {
+        let list = List { number, serial: 1, parts: parts.len() as u64 };
+        peers.listed(of, list);
+        assert_eq!(peers.lists_to_read(9), [(of, list)]);
+        assert!(peers.begin_list(of, &list));
+        parts.iter().for_each(|part| peers.apply_part(of, part, now));
+        peers.end_list(of, list, true, now);
+    }
+
+    fn user(number: usize) -> Address {
+        Address::User(UserId::from(number))
+    }
+
+    fn topic(number: usize) -> Address {
+        Address::Topic(Topic::from(number))
     }
 
     #[test]
-    fn no_connection_is_removed_while_a_complete_list_arrives_in_parts() {
-        let (mut peers, one) = (Peers::new(100, 10), InstanceId(1));
-        let all = |part, ids: &[u128]| PresenceUpdate {
-            all: Some(part),
-            ..presence_update(3, ids.iter().map(|id| connection(*id, 1, &[7])).collect())
-        };
-        peers.update(one, all(Part::First, &[1, 2, 3]), 0);
+    fn updates_after_a_missing_one_are_applied_after_the_list() {
+        let (mut peers, one) = (peers(100, 10), InstanceId(1));
+        peers.update(one, presence_update(5, vec![connection(1, 1, &[])]), 0);
+        assert_eq!(peers.count(&user(1)), 0, "updates before the list wait");
+        read_list(&mut peers, one, 4, &[vec![connection(2, 1, &[7])], vec![connection(3, 1, &[])]], 0);
+        assert_eq!((peers.count(&user(1)), peers.count(&topic(7))), (3, 1));
+        peers.update(one, presence_update(6, vec![connection(4, 1, &[])]), 0);
+        peers.update(one, presence_update(6, vec![connection(9, 1, &[])]), 0);
+        assert_eq!(peers.count(&user(1)), 4, "an update is applied once");
+        // Another task has read the same list. It would remove the newer connections.
+        let list = List { number: 4, serial: 1, parts: 2 };
+        assert!(!peers.begin_list(one, &list));
+        peers.end_list(one, list, true, 0);
+        assert_eq!(peers.count(&user(1)), 4);
+    }
+
+    #[test]
+    fn connection_that_the_list_does_not_contain_is_removed_at_the_end_of_the_list() {
+        let (mut peers, one) = (peers(100, 10), InstanceId(1));
+        peers.update(one, presence_update(1, (1..4).map(|id| connection(id, 1, &[7])).collect()), 0);
         peers.lease(one, 3, 0);
-        peers.update(one, all(Part::First, &[1]), 1);
-        assert_eq!(peers.in_topic(&Topic::from(7)).count(), 3);
-        peers.update(one, all(Part::More, &[2, 4]), 2);
-        assert_eq!(peers.in_topic(&Topic::from(7)).count(), 4);
-        peers.lease(one, 3, 3);
-        assert_eq!(peers.in_topic(&Topic::from(7)).count(), 3, "the list did not contain the third connection");
-        assert!(peers.find(ConnectionId::from_bits(3)).is_none() && peers.departed.is_empty());
+        let list = List { number: 3, serial: 1, parts: 2 };
+        peers.listed(one, list);
+        assert_eq!(peers.lists_to_read(9).len(), 1);
+        assert!(peers.begin_list(one, &list));
+        peers.apply_part(one, &[connection(1, 1, &[7])], 1);
+        assert_eq!(peers.count(&topic(7)), 3);
+        peers.apply_part(one, &[connection(2, 1, &[7]), connection(4, 1, &[7])], 2);
+        assert_eq!(peers.count(&topic(7)), 4);
+        peers.end_list(one, list, true, 2);
+        assert_eq!(peers.count(&topic(7)), 3);
+        assert!(peers.find(ConnectionId::from_bits(3 << 64)).is_none() && peers.leaving(&Topic::from(7), 2).is_empty());
+    }
+
+    #[test]
+    fn list_that_cannot_be_read_removes_no_connection() {
+        let (mut peers, one) = (peers(100, 10), InstanceId(1));
+        peers.update(one, presence_update(1, vec![connection(1, 1, &[7])]), 0);
+        peers.lease(one, 3, 0);
+        let list = List { number: 3, serial: 1, parts: 2 };
+        peers.listed(one, list);
+        assert_eq!(peers.lists_to_read(9).len(), 1);
+        peers.end_list(one, list, false, 2);
+        assert_eq!(peers.count(&topic(7)), 1);
+        assert_eq!(peers.questions(100), [(one, 3)]);
+    }
+
+    #[test]
+    fn union_counts_a_connection_once_and_leaves_excluded_connections_out() {
+        let (mut peers, one, two) = (peers(100, 10), InstanceId(1), InstanceId(2));
+        peers.update(one, presence_update(1, vec![connection(1, 1, &[7, 8]), connection(2, 0, &[8])]), 0);
+        let data = PeerConnection { data: Some("7".into()), ..connection(3, 1, &[1, 2, 3, 4, 5, 6]) };
+        peers.update(two, presence_update(1, vec![data]), 0);
+        let mut audience = Audience::from(topic(7));
+        [topic(8), user(1), topic(9)].into_iter().for_each(|address| audience.insert(address));
+        assert_eq!((peers.count_all(&audience), peers.count(&Address::Everyone(ScopeName::ROOT))), (3, 3));
+        audience.exclude(ConnectionId::from_bits(1 << 64));
+        let mut others = peers.others(&audience);
+        others.sort();
+        assert_eq!(others, [(None, None), (Some(UserId::from(1)), Some("7".into()))]);
+        let found = peers.find(ConnectionId::from_bits(3 << 64));
+        let found = found.unwrap();
+        assert_eq!((found.user, found.topics), (Some(UserId::from(1)), [1, 2, 3, 4, 5, 6].map(Topic::from).into()));
+        audience.insert(Address::Everyone(ScopeName::ROOT));
+        assert_eq!(peers.count_all(&audience), 2);
+    }
+
+    #[test]
+    fn connections_of_other_scopes_are_counted_apart() {
+        let (mut peers, one) = (peers(100, 10), InstanceId(1));
+        let acme = ScopeName::named("acme").unwrap();
+        let of_acme = |id: u128, user: usize, topics: &[usize]| {
+            let PeerConnection { id, user, data, topics, .. } = connection(id, user, topics);
+            PeerConnection {
+                id,
+                scope: acme.clone(),
+                user: user.map(|user| user.placed_in(&acme).unwrap()),
+                data,
+                topics: topics.into_iter().map(|topic| topic.placed_in(&acme).unwrap()).collect(),
+            }
+        };
+        let open = vec![
+            connection(1, 1, &[7]),
+            connection(2, 0, &[]),
+            of_acme(3, 1, &[7]),
+            of_acme(4, 0, &[]),
+            of_acme(5, 1, &[]),
+        ];
+        peers.update(one, presence_update(1, open), 0);
+        let user_of_acme = Address::User(UserId::from(1).placed_in(&acme).unwrap());
+        let topic_of_acme = Address::Topic(Topic::from(7).placed_in(&acme).unwrap());
+        let [root, in_acme] = [Address::Everyone(ScopeName::ROOT), Address::Everyone(acme.clone())];
+        let counts = |peers: &Peers| {
+            [&root, &in_acme, &Address::EveryScope, &user(1), &user_of_acme, &topic(7), &topic_of_acme]
+                .map(|address| (peers.count(address), peers.others(&address.clone().into()).len()))
+        };
+        assert_eq!(counts(&peers), [2, 3, 3, 1, 2, 1, 1].map(|count| (count, count)));
+        let mut all = Audience::from(root.clone());
+        all.insert(Address::EveryScope);
+        assert_eq!((peers.count_all(&all), peers.others(&all).len()), (5, 5));
+        for id in [1, 3] {
+            all.exclude(ConnectionId::from_bits(id << 64));
+        }
+        assert_eq!((peers.count_all(&all), peers.others(&all).len()), (3, 3));
+        let mut of_root = Audience::from(root.clone());
+        of_root.exclude(ConnectionId::from_bits(3 << 64));
+        assert_eq!((peers.count_all(&of_root), peers.others(&of_root).len()), (2, 2));
+        assert_eq!(peers.find(ConnectionId::from_bits(3 << 64)).map(|found| found.scope), Some(acme.clone()));
+        // A connection that changes its scope is another connection.
+        let moved = vec![PeerConnection { scope: ScopeName::ROOT, ..connection(4, 0, &[]) }];
+        peers.update(one, PresenceUpdate { number: 2, open: moved, closed: vec![HalfId(3)] }, 0);
+        assert_eq!(counts(&peers), [3, 1, 1, 1, 1, 1, 0].map(|count| (count, count)));
     }
 
     #[test]
     fn instance_is_removed_when_its_lease_ends() {
-        let (mut peers, dies, slow) = (Peers::new(100, 10), InstanceId(1), InstanceId(2));
+        let (mut peers, dies, slow) = (peers(100, 10), InstanceId(1), InstanceId(2));
         for (instance, id) in [(dies, 1), (slow, 2)] {
-            peers.update(
-                instance,
-                PresenceUpdate { all: Some(Part::First), ..presence_update(0, vec![connection(id, id as usize, &[])]) },
-                0,
-            );
+            peers.update(instance, presence_update(1, vec![connection(id, id as usize, &[])]), 0);
         }
-        peers.lease(slow, 0, 99);
+        peers.lease(slow, 1, 99);
         peers.sweep(100);
-        assert_eq!((peers.of_user(&UserId::from(1)).count(), peers.of_user(&UserId::from(2)).count()), (0, 1));
+        assert_eq!((peers.count(&user(1)), peers.count(&user(2))), (0, 1));
         assert!(peers.is_online(&UserId::from(1), 109) && !peers.is_online(&UserId::from(1), 110));
         peers.sweep(110);
         peers.goodbye(slow, 120);
         peers.sweep(130);
-        assert!(peers.by_user.is_empty() && peers.by_topic.is_empty() && peers.departed.is_empty() && peers.len() == 0);
+        assert!(peers.connections.is_empty() && peers.len() == 0);
     }
 
     #[test]
     fn surviving_instance_publishes_for_the_members_of_an_ended_one() {
         let (topic, user) = (Topic::from(7), UserId::from(1));
-        let (mut peers, dies, lives) = (Peers::new(100, 10), InstanceId(5), InstanceId(6));
+        let (mut peers, dies, lives) = (peers(100, 10), InstanceId(5), InstanceId(6));
         for (instance, id) in [(dies, 1), (lives, 2)] {
-            peers.update(
-                instance,
-                PresenceUpdate { all: Some(Part::First), ..presence_update(0, vec![connection(id, 1, &[7])]) },
-                0,
-            );
+            peers.update(instance, presence_update(1, vec![connection(id, 1, &[7])]), 0);
         }
         peers.goodbye(dies, 50);
         assert!(peers.take_orphans(InstanceId(1), 60).is_empty(), "the user has another connection");
-        peers.update(
-            lives,
-            PresenceUpdate { closed: vec![ConnectionId::from_bits(2)], ..presence_update(1, vec![]) },
-            70,
-        );
+        peers.update(lives, PresenceUpdate { closed: vec![HalfId(2)], ..presence_update(2, vec![]) }, 70);
         assert!(peers.is_member(&topic, &user, 79) && !peers.is_member(&topic, &user, 80));
         assert!(
             peers.publishes_left(&topic, &user, InstanceId(9), 75)
@@ -581,16 +577,13 @@ mod tests {
     /// Returns the table of an instance that knows a dying instance with one member since the time
     /// 0, and each of `others` since the given time.
     fn witness(others: &[(InstanceId, Millis)], dies: InstanceId, last_seen: Millis) -> Peers {
-        let mut peers = Peers::new(15_000, 10_000);
-        let all = |id, topics| PresenceUpdate {
-            all: Some(Part::First),
-            ..presence_update(0, vec![connection(id, 1, topics)])
-        };
+        let mut peers = peers(15_000, 10_000);
+        let all = |id, topics| presence_update(1, vec![connection(id, 1, topics)]);
         peers.update(dies, all(1, &[7]), 0);
         for (other, first_seen) in others {
             peers.update(*other, all(100 + u128::from(other.0), &[]), *first_seen);
         }
-        peers.lease(dies, 0, last_seen);
+        peers.lease(dies, 1, last_seen);
         peers
     }
 
@@ -599,7 +592,7 @@ mod tests {
     fn published_at(peers: &mut Peers, me: u64, others: &[InstanceId], until: Millis) -> Option<Millis> {
         (0..until).step_by(500).find(|now| {
             for other in others {
-                peers.lease(*other, 0, *now);
+                peers.lease(*other, 1, *now);
             }
             peers.sweep(*now);
             !peers.take_orphans(InstanceId(me), *now).is_empty()
@@ -612,7 +605,7 @@ mod tests {
         // `low` and `high` have known each other and the dying instance for a long time. `late`
         // connected after the last message of the dying instance, or so shortly before it that it
         // may not know the members.
-        for (last_seen, connected_at) in [(20_000, 25_000), (20_000, 19_000)] {
+        for (last_seen, connected_at) in [(20_000, 25_000), (20_000, 19_000), (20_000, 6_000)] {
             let mut of_low = witness(&[(high, 0), (late, connected_at)], dies, last_seen);
             let mut of_high = witness(&[(low, 0), (late, connected_at)], dies, last_seen);
             let published_at_low = published_at(&mut of_low, 2, &[high, late], 100_000);
@@ -635,7 +628,7 @@ mod tests {
         let (low, dies) = (InstanceId(2), InstanceId(5));
         let mut of_high = witness(&[(low, 0)], dies, 20_000);
         // `low` ends at about the same time as the dying instance.
-        of_high.lease(low, 0, 20_100);
+        of_high.lease(low, 1, 20_100);
         assert!(published_at(&mut of_high, 9, &[], 100_000).is_some());
         // `low` ends later, but before the grace period is over.
         let mut of_high = witness(&[(low, 0)], dies, 20_000);
@@ -645,50 +638,99 @@ mod tests {
         let mut of_high = witness(&[(low, 0)], dies, 20_000);
         assert_eq!(published_at(&mut of_high, 9, &[low], 44_000), None);
         let other = InstanceId(7);
-        of_high.update(
-            other,
-            PresenceUpdate { all: Some(Part::First), ..presence_update(0, vec![connection(50, 1, &[7])]) },
-            44_000,
-        );
+        of_high.update(other, presence_update(1, vec![connection(50, 1, &[7])]), 44_000);
         assert_eq!(published_at(&mut of_high, 9, &[other], 200_000), None);
     }
 
     /// The cost of a goodbye grows with the number of connections, and not with its square.
     #[test]
     fn goodbye_of_an_instance_with_a_large_topic_takes_linear_time() {
-        let (mut peers, one) = (Peers::new(100, 10), InstanceId(1));
+        let (mut peers, one) = (peers(100, 10), InstanceId(1));
         let connections = (1..=30_000).map(|id| connection(id as u128, id, &[7])).collect();
-        peers.update(one, PresenceUpdate { all: Some(Part::First), ..presence_update(0, connections) }, 0);
+        peers.update(one, presence_update(1, connections), 0);
         let begun = std::time::Instant::now();
         peers.goodbye(one, 0);
         assert!(begun.elapsed() < std::time::Duration::from_secs(4), "{:?}", begun.elapsed());
-        assert_eq!(peers.leaving(&Topic::from(7), 0).count(), 30_000);
+        assert_eq!(peers.leaving(&Topic::from(7), 0).len(), 30_000);
     }
 
     #[test]
-    fn complete_list_without_changes_causes_no_departure() {
-        let (mut peers, one) = (Peers::new(100, 10), InstanceId(1));
-        for _ in 0..2 {
-            peers.update(
-                one,
-                PresenceUpdate { all: Some(Part::First), ..presence_update(0, vec![connection(1, 1, &[7])]) },
-                0,
-            );
+    fn orphans_wait_for_a_missing_list_for_at_most_one_lease() {
+        for has_list in [true, false] {
+            let (mut peers, dies, other) = (peers(100, 10), InstanceId(1), InstanceId(2));
+            peers.update(dies, presence_update(1, vec![connection(1, 1, &[7]), connection(2, 2, &[7])]), 0);
+            peers.lease(other, 4, 0);
+            peers.goodbye(dies, 50);
+            assert!(peers.take_orphans(InstanceId(9), 60).is_empty(), "the members may be on the other instance");
+            if has_list {
+                read_list(&mut peers, other, 4, &[vec![connection(3, 1, &[7])]], 60);
+                assert_eq!(peers.take_orphans(InstanceId(9), 60), [(Topic::from(7), UserId::from(2))]);
+            } else {
+                assert!(peers.take_orphans(InstanceId(9), 159).is_empty());
+                assert_eq!(peers.take_orphans(InstanceId(9), 160).len(), 2);
+            }
         }
-        assert_eq!(peers.departures.next_due(), None);
+    }
+
+    #[test]
+    fn list_without_changes_causes_no_departure() {
+        let (mut peers, one) = (peers(100, 10), InstanceId(1));
+        peers.update(one, presence_update(1, vec![connection(1, 1, &[7])]), 0);
+        peers.lease(one, 2, 0);
+        read_list(&mut peers, one, 2, &[vec![connection(1, 1, &[7])]], 0);
+        assert_eq!(peers.connections.departures.next_due(), None);
     }
 
     #[test]
     fn change_of_topics_causes_a_departure_only_from_the_topics_that_were_left() {
-        let (mut peers, one) = (Peers::new(100, 10), InstanceId(1));
-        peers.update(
-            one,
-            PresenceUpdate { all: Some(Part::First), ..presence_update(0, vec![connection(1, 1, &[6, 7])]) },
-            0,
-        );
-        peers.update(one, presence_update(1, vec![connection(1, 1, &[7, 8])]), 0);
-        assert_eq!(peers.departures.pop_due(10), Some((0, (Some(Topic::from(6)), UserId::from(1)))));
-        assert_eq!(peers.departures.next_due(), None);
+        let (mut peers, one) = (peers(100, 10), InstanceId(1));
+        peers.update(one, presence_update(1, vec![connection(1, 1, &[6, 7])]), 0);
+        peers.update(one, presence_update(2, vec![connection(1, 1, &[7, 8])]), 0);
+        let leaving = [6, 7, 8].map(|topic| peers.leaving(&Topic::from(topic), 0));
+        assert_eq!(leaving, [vec![UserId::from(1)], vec![], vec![]]);
+        assert!(peers.connections.departures.pop_due(10).is_some());
+        assert_eq!(peers.connections.departures.next_due(), None);
+    }
+
+    #[test]
+    fn topic_without_presence_events_has_no_departures() {
+        let (mut peers, one) = (Peers::new(100, 10, vec![TopicFilter::exact("7")]), InstanceId(1));
+        peers.update(one, presence_update(1, vec![connection(1, 1, &[6, 7])]), 0);
+        peers.update(one, presence_update(2, vec![connection(1, 1, &[])]), 0);
+        assert!(peers.leaving(&Topic::from(6), 0).is_empty());
+        assert_eq!(peers.leaving(&Topic::from(7), 0), [UserId::from(1)]);
+    }
+
+    /// A foreign connection has a user, a topic of all connections and a room with presence events.
+    #[cfg(not(tower_sse_loom))]
+    #[test]
+    fn connection_takes_at_most_a_hundred_bytes() {
+        let connections =
+            |instance: u64| (1..=5_000_u64).map(move |n| (instance * 5_000 + n).wrapping_mul(0x9e37_79b9_7f4a_7c15));
+        let (mut allocated, mut count) = (0, 0);
+        let measured = allocation_counter::measure(|| {
+            let mut peers = Peers::new(15_000, 10_000, vec![TopicFilter::prefix("room/")]);
+            for instance in 0..19 {
+                for (n, id) in connections(instance).enumerate() {
+                    let topics = ["news".to_owned(), format!("room/{}", (instance + n as u64 * 19) % 2_000)];
+                    let open = PeerConnection {
+                        scope: ScopeName::ROOT,
+                        id: HalfId(id),
+                        user: Some(UserId::try_from(format!("user-{id:016x}")).unwrap()),
+                        data: None,
+                        topics: topics.into_iter().map(|topic| Topic::try_from(topic).unwrap()).collect(),
+                    };
+                    peers.update(InstanceId(instance), presence_update(n as u64 + 1, vec![open]), 0);
+                }
+            }
+            (allocated, count) = (peers.allocated(), peers.count(&Address::Everyone(ScopeName::ROOT)));
+            std::mem::forget(peers);
+        });
+        assert_eq!(count, 95_000);
+        let bytes = measured.bytes_current as usize / count;
+        assert!(bytes <= 100, "{bytes} bytes for each connection");
+        let estimate = allocated as f64 / measured.bytes_current as f64;
+        assert!((0.9..1.1).contains(&estimate), "the estimate is {allocated} of {} bytes", measured.bytes_current);
     }
 
     proptest! {
@@ -699,14 +741,14 @@ mod tests {
                 (0..3u64, 0..6u128, 0..3usize, proptest::collection::vec(0..4usize, 0..3), 0..11u8), 0..120
             )
         ) {
-            let mut peers = Peers::new(1_000, 10);
+            let mut peers = peers(1_000, 10);
             let mut model: BTreeMap<(u64, u128), PeerConnection> = BTreeMap::new();
             // The time at which each member of a topic, and each user, left. `None` while it is
             // connected.
             let mut left_at: BTreeMap<(Option<usize>, usize), Option<Millis>> = BTreeMap::new();
             let (mut numbers, mut now) = ([0; 3], 0);
             for instance in 0..3 {
-                peers.update(InstanceId(instance), PresenceUpdate { all: Some(Part::First), ..PresenceUpdate::default() }, 0);
+                peers.lease(InstanceId(instance), 0, 0);
             }
             for (instance, id, user, topics, step) in steps {
                 numbers[instance as usize] += 1;
@@ -721,10 +763,11 @@ mod tests {
                     0 => {
                         peers.goodbye(InstanceId(instance), now);
                         model.retain(|(of, _), _| *of != instance);
-                        update.all = Some(Part::First);
+                        numbers[instance as usize] = 1;
+                        update.number = 1;
                     }
                     1..5 => {
-                        update.closed.push(ConnectionId::from_bits(id));
+                        update.closed.push(HalfId(id as u64));
                         model.remove(&(instance, id));
                     }
                     _ => {
@@ -732,7 +775,8 @@ mod tests {
                         model.insert((instance, id), connection(id, user, &topics));
                     }
                 }
-                prop_assert_eq!(peers.update(InstanceId(instance), update, now), UpdateResult::Fine);
+                peers.update(InstanceId(instance), update, now);
+                prop_assert!(peers.instances.values().all(|peer| peer.reports.is_complete()));
                 let mut is_recent = |topic: Option<usize>, user: usize, is_there: bool| {
                     if is_there {
                         left_at.insert((topic, user), None);
@@ -743,7 +787,7 @@ mod tests {
                 for number in 1..3 {
                     let user = UserId::from(number);
                     let expected = model.values().filter(|connection| connection.user.as_ref() == Some(&user)).count();
-                    prop_assert_eq!(peers.of_user(&user).count(), expected);
+                    prop_assert_eq!(peers.count(&Address::User(user.clone())), expected);
                     prop_assert_eq!(peers.is_online(&user, now), is_recent(None, number, expected > 0));
                 }
                 for number in 0..4 {
@@ -752,22 +796,21 @@ mod tests {
                     for user in 1..3 {
                         let is_of = |connection: &&PeerConnection| connection.user == Some(UserId::from(user)) && connection.topics.contains(&topic);
                         let is_there = model.values().any(|connection| is_of(&connection));
-                        prop_assert_eq!(peers.is_connected(&topic, &UserId::from(user)), is_there);
+                        prop_assert_eq!(peers.connections.is_connected(&topic, &UserId::from(user)), is_there);
                         if is_recent(Some(number), user, is_there) && !is_there {
                             leaving.insert(UserId::from(user));
                         }
                     }
-                    prop_assert_eq!(peers.leaving(&topic, now).cloned().collect::<BTreeSet<_>>(), leaving);
+                    prop_assert_eq!(peers.leaving(&topic, now).into_iter().collect::<BTreeSet<_>>(), leaving);
                     let expected = model.values().filter(|connection| connection.topics.contains(&topic)).count();
-                    prop_assert_eq!(peers.in_topic(&topic).count(), expected);
+                    prop_assert_eq!(peers.count(&Address::Topic(topic)), expected);
                 }
-                prop_assert_eq!(peers.all().count(), model.len());
+                prop_assert_eq!(peers.count(&Address::Everyone(ScopeName::ROOT)), model.len());
             }
             // After the end of all instances, the table is empty.
             (0..3).for_each(|instance| peers.goodbye(InstanceId(instance), now));
             peers.sweep(now + 10);
-            prop_assert!(peers.by_user.is_empty() && peers.by_topic.is_empty() && peers.departed.is_empty());
-            prop_assert!(peers.departures.next_due().is_none());
+            prop_assert!(peers.connections.is_empty());
         }
     }
 }

@@ -57,6 +57,8 @@ struct State {
     over: Option<Over>,
     /// Whether the rest of the run can no longer be read.
     lost: bool,
+    /// Whether `lost` has this cause: the next entry is in a format that this version cannot read.
+    unreadable: bool,
     ended_at: Millis,
     listeners: HashMap<ConnectionId, Arc<dyn Listener>>,
 }
@@ -94,6 +96,8 @@ pub(in crate::hub) struct Progress {
     pub(in crate::hub) entries: u64,
     pub(in crate::hub) end: Option<RunEnd>,
     pub(in crate::hub) lost: bool,
+    /// Whether `lost` has this cause: the next entry is in a format that this version cannot read.
+    pub(in crate::hub) unreadable: bool,
     pub(in crate::hub) ended_at: Millis,
 }
 
@@ -117,6 +121,7 @@ impl RunContent {
             entries: state.entries,
             end: state.over.as_ref().map(|over| over.end),
             lost: state.lost,
+            unreadable: state.unreadable,
             ended_at: state.ended_at,
         }
     }
@@ -124,6 +129,12 @@ impl RunContent {
     pub(in crate::hub) fn is_active(&self) -> bool {
         let state = self.state.lock();
         state.over.is_none() && !state.lost
+    }
+
+    /// Returns whether the run may be active. This instance may be unable to read its end.
+    pub(in crate::hub) fn may_be_active(&self) -> bool {
+        let state = self.state.lock();
+        state.over.is_none() && (!state.lost || state.unreadable)
     }
 
     /// Returns the id of the position after this many events.
@@ -199,6 +210,13 @@ impl RunContent {
         self.signals.send_modify(|signals| signals.over = true);
         asleep.into_iter().for_each(Waker::wake);
         true
+    }
+
+    /// Notes that this version cannot read the next entry, and wakes the readers. Instances of the
+    /// version that wrote the entry can read it. Returns false as [`lose`](Self::lose).
+    pub(in crate::hub) fn lose_unreadable(&self, now: Millis) -> bool {
+        self.state.lock().unreadable = true;
+        self.lose(now)
     }
 
     /// Returns the events after the first `after` ones, within bounds that keep a step short.

@@ -37,6 +37,10 @@ pub(crate) struct RunCursor {
 /// [`Subscription::run`](crate::Subscription::run).
 pub(in crate::hub) fn place(source: &RunSource, cursor: Cursor, from_event_source: bool) -> Result<RunCursor, Refusal> {
     let run = match source.found.downcast_ref::<Found>() {
+        // Another instance may have a version that can read the rest of the run.
+        Some(Found::Run(run)) if run.progress().lost && run.progress().unreadable => {
+            return Err(Refusal::retry_later(RefusalReason::Starting));
+        }
         // A stream of a run that is lost ends at once, and its client asks again. It cannot resume.
         Some(Found::Run(run)) if cursor != Cursor::Absent && run.progress().lost => return Err(Refusal::UNRESUMABLE),
         Some(Found::Own(run)) if !is_of(cursor, run) => return Err(Refusal::retry_later(RefusalReason::Starting)),
@@ -59,7 +63,7 @@ pub(in crate::hub) fn place(source: &RunSource, cursor: Cursor, from_event_sourc
             }
             Ok(RunCursor { run, read: position.sequence(), resumes: true })
         }
-        Cursor::At(_) | Cursor::Invalid | Cursor::Banned(_) => Err(Refusal::UNRESUMABLE),
+        Cursor::At(_) | Cursor::Invalid | Cursor::Banned { .. } => Err(Refusal::UNRESUMABLE),
     }
 }
 
@@ -68,6 +72,6 @@ fn is_of(cursor: Cursor, run: &RunContent) -> bool {
     match cursor {
         Cursor::Absent => true,
         Cursor::At(position) => position.epoch() == run.id,
-        Cursor::Invalid | Cursor::Banned(_) => false,
+        Cursor::Invalid | Cursor::Banned { .. } => false,
     }
 }

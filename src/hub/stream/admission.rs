@@ -23,8 +23,8 @@ use crate::hub::upkeep::schedule::Check;
 use crate::hub::{Hub, LifecycleEvent, StreamDriver};
 use crate::log::{Begin, Joined, TooManyTopics, Wanted, millis};
 use crate::types::{
-    Address, Authority, ConnectionId, Cursor, DisconnectClock, EndReason, GapReason, History, Position, Reconnect,
-    Refusal, RefusalReason, RunError, Start, Subscription, SubscriptionError, Topic,
+    Address, Authority, ConnectionId, Cursor, DisconnectClock, EndReason, GapReason, History, InvalidName, NameProblem,
+    Position, Reconnect, Refusal, RefusalReason, RunError, Start, Subscription, SubscriptionError, Topic,
 };
 use crate::wire::hub_events::CursorState;
 
@@ -207,7 +207,11 @@ impl Hub {
             return Err(Refusal::retry_later(RefusalReason::Starting));
         }
         match cursor {
-            Cursor::Banned(until) if until > std::time::SystemTime::now() => Err(Refusal::gone()),
+            Cursor::Banned { until, scope }
+                if scope == subscription.scope.mark() && until > std::time::SystemTime::now() =>
+            {
+                Err(Refusal::gone())
+            }
             _ => {
                 let addresses = addresses(subscription);
                 self.check_bans(&addresses, asked_at).map(|()| addresses)
@@ -217,11 +221,15 @@ impl Hub {
 
     /// Returns an error if the subscription is invalid or has too many topics.
     pub(in crate::hub) fn check(&self, subscription: &Subscription) -> Result<(), SubscriptionError> {
-        match &subscription.invalid {
-            Some(invalid) => Err(invalid.clone()),
-            None if subscription.topics.len() > self.settings().max_topics => Err(SubscriptionError::TOO_MANY_TOPICS),
-            None => Ok(()),
+        let lacks_scope = self.settings().requires_scope && subscription.scope.is_root();
+        if lacks_scope && subscription.invalid.is_none() {
+            return Err(InvalidName::new("scope", NameProblem::Missing).into());
         }
+        subscription.validity()?;
+        if subscription.topics.len() > self.settings().max_topics {
+            return Err(SubscriptionError::TOO_MANY_TOPICS);
+        }
+        Ok(())
     }
 
     /// Checks that the hub can resume from this cursor, for a request that opens no stream.
@@ -251,7 +259,7 @@ impl Hub {
     pub(in crate::hub) fn resolve_cursor(&self, cursor: Cursor) -> Result<Option<u64>, GapReason> {
         match cursor {
             Cursor::Absent => Ok(None),
-            Cursor::Invalid | Cursor::Banned(_) => Err(GapReason::Invalid),
+            Cursor::Invalid | Cursor::Banned { .. } => Err(GapReason::Invalid),
             Cursor::At(position) => {
                 let number = self.log().number(position).ok_or(GapReason::Epoch)?;
                 // With a shared log, the client may come from an instance that has read more of the
@@ -321,12 +329,16 @@ impl Hub {
     }
 }
 
-/// Returns the addresses that a subscription reads: its topics, its user and everyone.
+/// Returns the addresses that a subscription reads: its topics, its user, everyone of its scope
+/// and, if it has a scope, all connections of scopes.
 pub(in crate::hub) fn addresses(subscription: &Subscription) -> Vec<Address> {
-    let mut addresses = Vec::with_capacity(subscription.topics.len() + 2);
+    let mut addresses = Vec::with_capacity(subscription.topics.len() + 3);
     addresses.extend(subscription.topics.iter().cloned().map(Address::Topic));
     addresses.extend(subscription.user.clone().map(Address::User));
-    addresses.push(Address::Everyone);
+    addresses.push(Address::Everyone(subscription.scope.clone()));
+    if !subscription.scope.is_root() {
+        addresses.push(Address::EveryScope);
+    }
     addresses
 }
 
@@ -413,7 +425,8 @@ mod tests {
             bounds: vec![(room.clone(), oldest(&hub)), (room, first)],
         };
         let id = hub.connections()[0].id;
-        let connection = block_on(hub.connection_of(id, None)).unwrap();
+        let granted = Subscription::anonymous();
+        let connection = block_on(hub.connection_of(id, &granted)).unwrap();
         block_on(connection.change(change, DisconnectClock::now())).unwrap();
         assert_eq!(read(&mut stream), ["1"]);
     }

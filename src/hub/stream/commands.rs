@@ -59,7 +59,7 @@ impl Hub {
         // lifetime.
         let tickets = self.inner.shared_log.as_ref().map_or(0, |_| now.saturating_add(millis(LONGEST_TICKET)));
         let remember = requests.max(self.inner.tickets.last_over_at()).max(tickets);
-        let addresses = audience.addresses().iter().filter(|address| !matches!(address, Address::Connection(_)));
+        let addresses = audience.addresses().iter().filter(|address| !matches!(address, Address::Connection(..)));
         // Record the disconnect before the connections are looked up (rule 2).
         self.inner.bans.note_disconnect(addresses, until, remember, now);
         let handles = self.handles(audience);
@@ -222,6 +222,6 @@ impl Hub {
 fn users(audience: &Audience) -> impl Iterator<Item = &UserId> {
     audience.addresses().iter().filter_map(|address| match address {
         Address::User(user) => Some(user),
-        Address::Everyone | Address::Topic(_) | Address::Connection(_) => None,
+        Address::Everyone(_) | Address::Topic(_) | Address::Connection(..) | Address::EveryScope => None,
     })
 }

@@ -135,7 +135,8 @@ fn encode(step: Step, batch: &mut Batch, settings: &Settings, bare: Option<Ids>)
 }
 
 fn bye(ending: &Ending) -> Bytes {
-    hub_events::bye(ending.reason, ending.reconnect, ending.retry, ending.note.as_deref(), SystemTime::now())
+    let Ending { reason, reconnect, retry, note, scope, .. } = ending;
+    hub_events::bye(*reason, *reconnect, *retry, note.as_deref(), SystemTime::now(), *scope)
 }
 
 /// Returns the bytes of a bare stream in place of one of the hub's own events: a `retry` line, or

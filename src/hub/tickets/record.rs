@@ -6,7 +6,17 @@ use std::time::{Duration, SystemTime};
 use serde::{Deserialize, Serialize};
 
 use crate::types::topic_filter::Rule;
-use crate::types::{Expiry, History, Ids, Position, Start, StreamEnd, Subscription, TopicFilter};
+use crate::types::{Expiry, History, Ids, Position, ScopeName, Start, StreamEnd, Subscription, TopicFilter};
+
+/// The version of a ticket without a scope.
+const VERSION: u64 = 1;
+/// The version of a ticket with a scope. An instance that does not know scopes rejects the ticket.
+/// Otherwise it would open a stream of the same user without a scope.
+const SCOPED_VERSION: u64 = 2;
+
+fn version_of(scope: Option<&str>) -> u64 {
+    if scope.is_some() { SCOPED_VERSION } else { VERSION }
+}
 
 #[derive(Serialize, Deserialize)]
 struct Carried {
@@ -15,6 +25,9 @@ struct Carried {
     made_at: u64,
     /// The time of expiry, in milliseconds of Unix time.
     over_at: u64,
+    /// The scope of the subscription. Absent for the root scope.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    scope: Option<String>,
     user: Option<String>,
     topics: Vec<String>,
     may_join: Vec<Rule>,
@@ -59,9 +72,10 @@ pub(crate) struct Times {
 /// Encodes the subscription and the times of a ticket.
 pub(crate) fn encode(subscription: &Subscription, times: Times) -> Vec<u8> {
     let carried = Carried {
-        v: 1,
+        v: version_of(subscription.scope()),
         made_at: unix(times.made_at),
         over_at: unix(times.over_at),
+        scope: subscription.scope().map(ToOwned::to_owned),
         user: subscription.user.as_ref().map(ToString::to_string),
         topics: subscription.topics.iter().map(ToString::to_string).collect(),
         may_join: subscription.may_join.iter().map(|rule| rule.0.clone()).collect(),
@@ -81,7 +95,7 @@ pub(crate) fn encode(subscription: &Subscription, times: Times) -> Vec<u8> {
             Ids::None => Some("none".into()),
         },
         data: subscription.data.as_deref().map(ToOwned::to_owned),
-        counted_as: subscription.counted_as.as_deref().map(ToOwned::to_owned),
+        counted_as: subscription.counted_as.as_ref().map(|key| key.as_str().to_owned()),
     };
     // Serializing text and numbers does not fail.
     serde_json::to_vec(&carried).unwrap_or_default()
@@ -90,8 +104,12 @@ pub(crate) fn encode(subscription: &Subscription, times: Times) -> Vec<u8> {
 /// Decodes the subscription and the times of a ticket. Returns `None` for another version of the
 /// format or invalid content.
 pub(crate) fn decode(bytes: &[u8]) -> Option<(Subscription, Times)> {
-    let carried: Carried = serde_json::from_slice(bytes).ok().filter(|carried: &Carried| carried.v == 1)?;
-    let mut subscription = Subscription::anonymous().with_topics(carried.topics);
+    let carried: Carried = serde_json::from_slice(bytes).ok()?;
+    if carried.v != version_of(carried.scope.as_deref()) {
+        return None;
+    }
+    let scope = ScopeName::read(carried.scope.as_deref()).ok()?;
+    let mut subscription = Subscription::anonymous().placed_in(&scope).with_topics(carried.topics);
     if let Some(user) = carried.user {
         subscription = subscription.with_user(user);
     }
@@ -116,20 +134,25 @@ pub(crate) fn decode(bytes: &[u8]) -> Option<(Subscription, Times)> {
     };
     subscription.expiry = carried.expires_at.and_then(time).map(Expiry::At);
     subscription.data = carried.data.map(Into::into);
-    subscription.counted_as = carried.counted_as.map(Into::into);
+    if let Some(key) = carried.counted_as {
+        subscription = subscription.counted_as(key);
+    }
     let times = Times { made_at: time(carried.made_at)?, over_at: time(carried.over_at)? };
-    subscription.invalid.is_none().then_some((subscription, times))
+    subscription.validity().is_ok().then_some((subscription, times))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::types::Topic;
+    use proptest::prelude::*;
 
     #[test]
     fn encoded_subscription_decodes_to_the_same() {
         let now = time(unix(SystemTime::now())).unwrap();
         let times = Times { made_at: now, over_at: now + Duration::from_secs(9) };
         let subscription = Subscription::for_user("a\"b")
+            .in_scope("acme/1")
             .with_topics(["x", "y:z"])
             .may_join(TopicFilter::any())
             .may_join(TopicFilter::exact("e"))
@@ -147,13 +170,14 @@ mod tests {
         assert_eq!(read_times, times);
         let bound = |subscription: &Subscription| subscription.topics.bounds().map(|(_, at)| at).collect::<Vec<_>>();
         assert_eq!((bound(&read), read.history), (bound(&subscription), History::None));
+        assert_eq!(read.topics.iter().map(Topic::scope).collect::<Vec<_>>(), [Some("acme/1"); 2]);
         assert_eq!(
             (&read.user, &read.topics[..], &read.may_join),
             (&subscription.user, &subscription.topics[..], &subscription.may_join)
         );
         assert_eq!((read.start, read.end, &read.data), (subscription.start, subscription.end, &subscription.data));
         assert_eq!(read.bare_ids(), Some(Ids::First));
-        assert_eq!(read.counted_as.as_deref(), Some("k"));
+        assert_eq!((&read.counted_as, read.scope()), (&subscription.counted_as, Some("acme/1")));
         let remaining = read.expiry.unwrap().remaining();
         assert!(remaining <= Duration::from_secs(60) && remaining > Duration::from_secs(58));
         for start in [Start::Live, Start::Oldest] {
@@ -161,6 +185,46 @@ mod tests {
         }
         for bytes in [&b""[..], b"{}", b"{\"v\":2}"] {
             assert!(decode(bytes).is_none());
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn names_of_a_ticket_keep_their_scope(
+            scope in prop::option::of("[^\\p{Cc}]{1,9}"),
+            user in prop::option::of("[^\\p{Cc}]{1,9}"),
+            topics in prop::collection::vec("[^\\p{Cc}]{1,9}", 0..4),
+            key in prop::option::of("[^\\p{Cc}]{1,9}"),
+        ) {
+            let named = Subscription::anonymous().with_topics(&topics);
+            let named = user.iter().fold(named, Subscription::with_user);
+            let named = key.iter().fold(named, Subscription::counted_as);
+            let subscription = scope.iter().fold(named, Subscription::in_scope);
+            let times = Times { made_at: SystemTime::now(), over_at: SystemTime::now() };
+            let (read, _) = decode(&encode(&subscription, times)).unwrap();
+            prop_assert_eq!(read.scope(), scope.as_deref());
+            prop_assert_eq!((&read.user, &read.topics[..]), (&subscription.user, &subscription.topics[..]));
+            prop_assert_eq!(&read.counted_as, &subscription.counted_as);
+        }
+    }
+
+    #[test]
+    fn ticket_of_another_version_or_of_a_version_that_ignores_its_scope_is_invalid() {
+        let times = Times { made_at: SystemTime::now(), over_at: SystemTime::now() };
+        let encoded = |subscription| String::from_utf8(encode(&subscription, times)).unwrap();
+        let scoped = encoded(Subscription::for_user("a").in_scope("acme"));
+        let root = encoded(Subscription::for_user("a"));
+        assert!(scoped.starts_with(r#"{"v":2,"#) && root.starts_with(r#"{"v":1,"#));
+        assert!(decode(scoped.as_bytes()).is_some() && decode(root.as_bytes()).is_some());
+        for (ticket, from, to) in [
+            (&scoped, r#"{"v":2,"#, r#"{"v":1,"#),
+            (&scoped, r#"{"v":2,"#, r#"{"v":3,"#),
+            (&root, r#"{"v":1,"#, r#"{"v":2,"#),
+            (&scoped, r#""scope":"acme""#, r#""scope":null"#),
+            (&scoped, r#""scope":"acme""#, r#""scope":"""#),
+        ] {
+            let changed = ticket.replace(from, to);
+            assert!(changed != *ticket && decode(changed.as_bytes()).is_none(), "{changed}");
         }
     }
 }

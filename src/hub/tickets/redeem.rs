@@ -87,7 +87,7 @@ impl Hub {
     /// stream does not use up the ticket. The access hook gets the subscription from
     /// [`Hub::redeem`]. The time of [`Subscription::expires_in`](crate::Subscription::expires_in)
     /// starts when the ticket is created. [`Target::disconnect`](crate::Target::disconnect) of the
-    /// user, of one of the topics or of everyone voids the ticket.
+    /// user, of one of the topics or of everyone of its scope voids the ticket.
     ///
     /// A browser's `EventSource` reconnects with the same URL, whose ticket is already used. The
     /// hub responds with `401`, and the browser gives up: in the page's `onerror`, the

@@ -2,12 +2,11 @@
 //! callers pass the time.
 
 use std::collections::hash_map::HashMap;
-use std::sync::Arc;
 use std::time::Duration;
 
 use crate::log::Millis;
 use crate::sync::Mutex;
-use crate::types::{DisconnectClock, Subscription, SubscriptionError, UserId};
+use crate::types::{DisconnectClock, ScopedText, Subscription, SubscriptionError, UserId};
 
 /// The maximum lifetime of a ticket.
 pub(in crate::hub) const LONGEST: Duration = Duration::from_secs(3600);
@@ -53,7 +52,7 @@ struct Table {
 enum Owner {
     User(UserId),
     /// The key of [`Subscription::counted_as`].
-    Key(Arc<str>),
+    Key(ScopedText),
 }
 
 impl Owner {

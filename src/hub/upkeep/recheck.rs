@@ -139,6 +139,7 @@ impl Inner {
     /// Builds a subscription from the current state of a connection, as the argument of the hook.
     fn subscription_of(&self, handle: &ConnectionHandle) -> Subscription {
         let mut subscription = Subscription::anonymous();
+        subscription.scope = handle.scope().clone();
         subscription.user = handle.user().cloned();
         subscription.topics = self.log.topics(&handle.subscriber).into_iter().collect();
         subscription.data = handle.data().cloned();
@@ -167,7 +168,14 @@ impl Hub {
         let failures = match verdict {
             Some(Recheck::Settled) => return,
             Some(Recheck::End(refusal)) => return self.revoke(&handle, &refusal),
-            Some(Recheck::Narrow(subscription)) if subscription.user.as_ref() != handle.user() => {
+            Some(Recheck::Narrow(subscription))
+                if subscription.user.as_ref() != handle.user() || subscription.scope != *handle.scope() =>
+            {
+                // The hook has probably forgotten the scope. The client then reconnects and gets
+                // the same again and again.
+                if subscription.scope != *handle.scope() {
+                    self.counters().recheck_of_other_scope(self.now());
+                }
                 return self.revoke(&handle, &Refusal::forbidden());
             }
             Some(Recheck::Narrow(subscription)) => {

@@ -27,7 +27,7 @@ fn address_of(index: usize) -> Address {
 }
 
 /// Creates a log with rings so small that most reads need the shared log.
-fn log() -> Log {
+fn log(dormant_after: Option<Millis>) -> Log {
     let replay = Retention::replay().count(2);
     let policies = Policies::new(
         vec![(TopicFilter::exact("none"), Retention::live())],
@@ -36,7 +36,7 @@ fn log() -> Log {
         replay,
         Retention::live(),
     );
-    Log::new(EPOCH, policies, Budgets { ring_bytes: 1 << 20, keyed_bytes: 1 << 20, grace: 10 })
+    Log::new(EPOCH, policies, Budgets { ring_bytes: 1 << 20, keyed_bytes: 1 << 20, grace: 10, dormant_after })
 }
 
 fn entry(to: &BTreeSet<usize>, except: Option<usize>, sequence: u64) -> Entry {
@@ -152,12 +152,14 @@ struct Reader {
     left: BTreeSet<usize>,
 }
 
+const UNREAD: Unread = Unread { published: None, bytes: 40 };
+
 fn apply_some(shared: &Shared, log: &Log, count: u64, now: Millis) {
     for (n, stored) in shared.all.range(log.last() + 1..).take(count as usize) {
-        if stored.poison {
-            let audience = entry(&stored.to, None, 0).audience;
+        let audience = entry(&stored.to, None, 0).audience;
+        if stored.poison && !log.outline(*n, &audience, UNREAD, now) {
             log.mark_lost(*n, Some(&audience), now);
-        } else {
+        } else if !stored.poison && !log.outline(*n, &audience, UNREAD, now) {
             log.apply(*n, entry(&stored.to, stored.except, *n), now);
         }
     }
@@ -201,8 +203,8 @@ fn read(shared: &Shared, log: &Log, reader: &mut Reader, reads: usize) {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 500, ..ProptestConfig::default() })]
     #[test]
-    fn reconnecting_readers_receive_every_record_that_memory_or_the_shared_log_retains(steps in proptest::collection::vec(step(), 1..60), size in 1..40usize) {
-        let log = log();
+    fn reconnecting_readers_receive_every_record_that_memory_or_the_shared_log_retains(steps in proptest::collection::vec(step(), 1..60), size in 1..40usize, dormant_after in prop_oneof![Just(None), Just(Some(0)), Just(Some(10))]) {
+        let log = log(dormant_after);
         let mut shared = Shared { first: 1, size, ..Shared::default() };
         let mut readers: Vec<Option<Reader>> = (0..READERS).map(|_| None).collect();
         for (time, step) in steps.into_iter().enumerate() {
@@ -303,7 +305,7 @@ mod cases {
     use super::*;
 
     fn filled(upto: u64) -> (Log, BTreeSet<usize>) {
-        let log = log();
+        let log = log(None);
         let to = BTreeSet::from([1]);
         for n in 1..=upto {
             log.apply(n, entry(&to, None, n), 0);

@@ -29,7 +29,7 @@ fn model(check: impl Fn() + Send + Sync + 'static) {
 fn log() -> Arc<Log> {
     let replay = Retention::replay;
     let policies = Policies::new(Vec::new(), replay(), replay(), replay(), Retention::live());
-    let budgets = Budgets { ring_bytes: 1 << 20, keyed_bytes: 1 << 20, grace: 1_000_000 };
+    let budgets = Budgets { ring_bytes: 1 << 20, keyed_bytes: 1 << 20, grace: 1_000_000, dormant_after: None };
     Arc::new(Log::new(Epoch(1), policies, budgets))
 }
 
@@ -280,7 +280,7 @@ fn an_open_stream_receives_the_values_of_a_new_epoch() {
     model(|| {
         let latest = Retention::latest_per_key().with_live_window(Duration::from_secs(1));
         let policies = Policies::new(Vec::new(), latest.clone(), latest.clone(), latest.clone(), latest);
-        let budgets = Budgets { ring_bytes: 1 << 20, keyed_bytes: 1 << 20, grace: 1_000_000 };
+        let budgets = Budgets { ring_bytes: 1 << 20, keyed_bytes: 1 << 20, grace: 1_000_000, dormant_after: None };
         let log = Arc::new(Log::new(Epoch(1), policies, budgets));
         let subscriber = subscribe(&log, &["a"]);
         let follower = thread::spawn({
@@ -297,5 +297,92 @@ fn an_open_stream_receives_the_values_of_a_new_epoch() {
         assert_eq!(receive(&log, &subscriber, 1), [3]);
         follower.join().unwrap();
         log.close(&subscriber, 0);
+    });
+}
+
+/// A log that several instances share. A channel is dormant as soon as a sweep finds it without a
+/// listener.
+fn shared_log() -> Arc<Log> {
+    let replay = Retention::replay;
+    let policies = Policies::new(Vec::new(), replay(), replay(), replay(), Retention::live());
+    let budgets = Budgets { ring_bytes: 1 << 20, keyed_bytes: 1 << 20, grace: 1_000_000, dormant_after: Some(0) };
+    Arc::new(Log::new(Epoch(1), policies, budgets))
+}
+
+fn entry(to: &str) -> Entry {
+    let draft = Draft::encode(&Event::unnamed("x"), &Framing { max_payload: 1 << 20 }).unwrap();
+    Entry { audience: topic(to).into(), effect: Effect::Nothing, draft, published: None }
+}
+
+/// Applies a record of the shared log, as the task does that follows the log.
+fn apply(log: &Log, sequence: u64, to: &str) {
+    let unread = Unread { published: None, bytes: 10 };
+    if !log.outline(sequence, &topic(to).into(), unread, 0) {
+        assert!(log.apply(sequence, entry(to), 0));
+    }
+    wake(log);
+}
+
+/// Receives records, with blocks of a shared log that has `last` records for this topic.
+fn receive_from_shared(log: &Log, subscriber: &CursorHandle, to: &str, last: u64, count: usize) -> Vec<u64> {
+    let mut received = Vec::new();
+    block_on(poll_fn(|cx| {
+        let mut batch = Batch { can_backfill: true, ..Batch::default() };
+        subscriber.listen(cx.waker());
+        loop {
+            log.read(subscriber, &mut batch);
+            assert!(batch.gap.is_empty(), "a gap without loss");
+            received.extend(batch.numbers());
+            if received.len() >= count {
+                return Poll::Ready(());
+            }
+            if let Some(after) = batch.needs_block_after {
+                let records = (after + 1..=last).map(|number| (number, Ok(entry(to))));
+                batch.block = log.block(Epoch(1), after, log.last(), records, 0).map(Arc::new);
+            } else if batch.count() == 0 && !batch.has_more {
+                return Poll::Pending;
+            }
+        }
+    }));
+    received
+}
+
+#[test]
+fn a_returning_listener_of_a_dormant_channel_receives_every_record_once() {
+    model(|| {
+        let log = shared_log();
+        apply(&log, 1, "a");
+        let follower = thread::spawn({
+            let log = Arc::clone(&log);
+            move || (2..=3).for_each(|sequence| apply(&log, sequence, "a"))
+        });
+        let subscriber = Arc::new(CursorHandle::new(ConnectionId::from_bits(1)));
+        log.open(&subscriber, [topic("a")], Begin::After(0), 0);
+        assert_eq!(receive_from_shared(&log, &subscriber, "a", 3, 3), [1, 2, 3]);
+        follower.join().unwrap();
+        log.close(&subscriber, 0);
+    });
+}
+
+#[test]
+fn a_topic_that_is_joined_while_its_channel_becomes_dormant_is_read_without_a_loss() {
+    model(|| {
+        let log = shared_log();
+        let first = subscribe(&log, &["a"]);
+        apply(&log, 1, "a");
+        let last_listener = thread::spawn({
+            let log = Arc::clone(&log);
+            move || {
+                log.close(&first, 0);
+                log.sweep(1);
+                apply(&log, 2, "a");
+            }
+        });
+        let second = subscribe(&log, &["b"]);
+        let joined = Joined { address: topic("a"), since: Since::After(0), at: None };
+        log.join(&second, &joined, 9, 1).unwrap();
+        assert_eq!(receive_from_shared(&log, &second, "a", 2, 2), [1, 2]);
+        last_listener.join().unwrap();
+        log.close(&second, 1);
     });
 }

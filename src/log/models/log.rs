@@ -20,7 +20,7 @@ const AGE: Millis = 3_000;
 
 fn address(index: usize) -> Address {
     match index {
-        0 => Address::Everyone,
+        0 => Address::Everyone(crate::types::ScopeName::ROOT),
         // A user with the same name as a topic.
         1 => Address::User(UserId::try_from("a").unwrap()),
         2 => Address::Topic(Topic::try_from("a").unwrap()),
@@ -173,7 +173,7 @@ struct World {
 
 impl World {
     fn new(ring_budget: usize) -> Self {
-        let budgets = Budgets { ring_bytes: ring_budget, keyed_bytes: 1 << 20, grace: GRACE };
+        let budgets = Budgets { ring_bytes: ring_budget, keyed_bytes: 1 << 20, grace: GRACE, dormant_after: None };
         let mut world = Self {
             log: Log::new(Epoch(1), policies(), budgets),
             now: 0,
@@ -578,7 +578,7 @@ proptest! {
         let mut world = World::new(1 << 30);
         world.clients.clear();
         world.keys = usize::MAX;
-        world.log = Log::new(Epoch(1), policies, Budgets { ring_bytes: 1 << 30, keyed_bytes: 1 << 30, grace: 1 << 40 });
+        world.log = Log::new(Epoch(1), policies, Budgets { ring_bytes: 1 << 30, keyed_bytes: 1 << 30, grace: 1 << 40, dormant_after: None });
         for reader in 0..READERS {
             world.open(reader, &BTreeSet::from([reader]), Begin::Fresh(Start::Live));
         }

@@ -2,6 +2,8 @@
 
 #[cfg(all(test, not(tower_sse_loom)))]
 mod backfill;
+#[cfg(all(test, not(tower_sse_loom)))]
+mod dormancy;
 #[cfg(all(test, tower_sse_loom))]
 mod interleavings;
 #[cfg(all(test, not(tower_sse_loom)))]

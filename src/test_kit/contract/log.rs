@@ -9,7 +9,7 @@ use tokio::time::{Instant, sleep};
 use super::rule::{
     LIMIT, Logs, Outcome, PAUSE, append, append_one, call, ensure, ensure_eq, is_pending, next, record, text, value,
 };
-use crate::backplane::{Backplane, LogPosition, LogState, Stored};
+use crate::backplane::{Backplane, ControlStream, LogPosition, LogState, Stored};
 
 pub(super) async fn a_new_log_is_empty(logs: &Logs<'_>) -> Outcome {
     let log = logs.connect();
@@ -132,7 +132,7 @@ pub(super) async fn a_stream_that_is_not_polled_delays_no_other_call(logs: &Logs
     ensure!(is_pending(&mut listener), "a new listener yields");
     call(log.state(None)).await?;
     append(&*log, vec![record("x")], None).await?;
-    call(log.broadcast(Bytes::from_static(b"x"))).await?;
+    call(log.broadcast(ControlStream::Presence, Bytes::from_static(b"x"))).await?;
     let batch = next(&mut tail).await?;
     ensure_eq!(batch.iter().map(|stored| text(&stored.payload)).collect::<Vec<_>>(), ["x"], "the batch of the tail");
     Ok(())

@@ -30,7 +30,7 @@ macro_rules! rules {
     };
 }
 
-fn rules() -> [(&'static str, Check); 26] {
+fn rules() -> [(&'static str, Check); 29] {
     rules![
         log::a_new_log_is_empty,
         log::numbers_are_contiguous_and_in_order,
@@ -44,6 +44,9 @@ fn rules() -> [(&'static str, Check); 26] {
         log::a_log_that_ends_below_the_seen_position_begins_a_new_epoch,
         control::a_listener_without_a_mark_gets_new_messages,
         control::a_listener_with_a_mark_gets_the_messages_after_it,
+        control::presence_messages_displace_no_commands,
+        control::a_mark_is_a_position_in_both_control_streams,
+        control::a_shared_value_is_read_by_every_caller,
         control::a_value_that_is_put_once_is_taken_once,
         control::a_value_that_is_put_once_expires,
         journals::one_of_many_simultaneous_writers_begins_a_journal,

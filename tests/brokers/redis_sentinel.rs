@@ -1,0 +1,95 @@
+//! A log on the primary that Redis Sentinel names.
+
+use std::time::Duration;
+
+use tower_sse::backplane::{Backplane, Redis};
+use tower_sse::test_kit::check_backplane;
+use tower_sse::{Cursor, Event, Hub, Publisher, SubscriberItem, Subscription};
+
+use crate::instances::builder;
+use crate::kit::{soon, until};
+use crate::redis_server::{PASSWORD, Replicated, SENTINEL_PASSWORD};
+
+fn servers() -> String {
+    format!("redis://:{PASSWORD}@any")
+}
+
+/// Publishes an event once. The demoted primary has closed the idle connection of the worker, so
+/// the first outcome after a failover is unknown.
+async fn publish(worker: &Publisher, text: String) {
+    let event = || Event::unnamed(text.clone()).idempotency_key(text.clone());
+    soon(async { while worker.topic("t").publish(event()).await.is_err() {} }).await;
+}
+
+/// All replicas have acknowledged the records before the failover, so nothing is lost.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_log_of_sentinel_keeps_the_contract_and_a_planned_failover_causes_no_gap() {
+    let Some(redis) = Replicated::start().await else { return };
+    check_backplane(|name| Redis::sentinel(redis.sentinel_urls(), "main", servers(), name).unwrap()).await;
+
+    let log = || Redis::sentinel(redis.sentinel_urls(), "main", servers(), "n").unwrap().acknowledged_by(2);
+    let hub: Hub = builder().probe_interval(Duration::from_millis(200)).backplane(log()).build().unwrap();
+    until(|| hub.is_ready()).await;
+    let worker = builder().backplane(log()).publisher().unwrap();
+    let mut page = hub.subscribe(Subscription::anonymous().topic("t"), Cursor::Absent).unwrap();
+    for failover in 0..2 {
+        for number in 0..20 {
+            publish(&worker, format!("{failover}.{number}")).await;
+        }
+        redis.wait_until_connected().await;
+        let old = redis.primary();
+        redis.fail_over();
+        redis.wait_for_another_primary(old).await;
+        redis.wait_until_connected().await;
+        until(|| hub.is_ready()).await;
+    }
+    publish(&worker, "end".to_owned()).await;
+    let mut received = Vec::new();
+    while received.last().is_none_or(|last| last != "end") {
+        match soon(page.next()).await.unwrap() {
+            SubscriberItem::Event(event) => received.push(event.data),
+            SubscriberItem::Gap { reason, .. } => panic!("a gap without loss: {reason}"),
+            _ => {}
+        }
+    }
+    assert_eq!(received.len(), 41, "{received:?}");
+
+    // One of the Sentinels is enough, and the others do not exist.
+    let mut sentinels = vec!["redis://127.0.0.1:1".to_owned(), "redis://127.0.0.1:2".to_owned()];
+    sentinels.push(redis.sentinel_urls()[2].clone());
+    soon(Redis::sentinel(sentinels, "main", servers(), "n").unwrap().state(None)).await.unwrap();
+
+    let unknown_name = Redis::sentinel(redis.sentinel_urls(), "other", servers(), "n").unwrap();
+    let error = soon(unknown_name.state(None)).await.unwrap_err();
+    assert!(!error.is_unknown() && !error.is_rejected() && error.to_string().contains("other"), "{error}");
+
+    let no_password = Redis::sentinel(redis.sentinel_urls(), "main", "redis://any", "n").unwrap();
+    let error = soon(no_password.state(None)).await.unwrap_err();
+    assert!(error.is_rejected() && error.to_string().contains("NOAUTH"), "{error}");
+}
+
+#[tokio::test]
+async fn errors_and_descriptions_of_sentinel_contain_no_password() {
+    let sentinels =
+        [format!("redis://:{SENTINEL_PASSWORD}@127.0.0.1:1"), format!("redis://a:{SENTINEL_PASSWORD}@[::1]:1")];
+    let log = Redis::sentinel(sentinels, "main", servers(), "n").unwrap();
+    let error = soon(log.state(None)).await.unwrap_err();
+    assert!(!error.is_unknown() && !error.is_rejected(), "{error}");
+    for text in [format!("{error} {error:?}"), log.describe(), format!("{log:?}")] {
+        assert!(!text.contains(SENTINEL_PASSWORD) && !text.contains(PASSWORD), "{text}");
+    }
+    assert!(log.describe().contains("main"), "{}", log.describe());
+
+    let good = ["redis://:s3ntinel@127.0.0.1:1"];
+    let wrong = [
+        Redis::sentinel([""; 0], "main", servers(), "n"),
+        Redis::sentinel(good, "", servers(), "n"),
+        Redis::sentinel(["http://:s3ntinel@host"], "main", servers(), "n"),
+        Redis::sentinel(["unix:///tmp/s3ntinel"], "main", servers(), "n"),
+        Redis::sentinel(good, "main", "http://:s3rver@host", "n"),
+    ];
+    for error in wrong.map(Result::unwrap_err) {
+        let text = format!("{error} {error:?}");
+        assert!(error.is_rejected() && !text.contains(SENTINEL_PASSWORD) && !text.contains(PASSWORD), "{text}");
+    }
+}
