@@ -1,6 +1,6 @@
 //! The connections of other instances, in little memory.
 //!
-//! 1. A connection with a user and three topics takes less than 100 bytes. Users and topics are
+//! 1. A connection with a user and three topics takes about 100 bytes. Users and topics are
 //!    stored once, and a connection refers to them by number. The connections of a user are a list,
 //!    and those of a topic a compressed bitmap.
 //! 2. The indexes and the connections change in one step ([`Connections::insert`],
