@@ -128,3 +128,36 @@ async fn streams_of_distinct_users_that_reconnect_at_once_share_the_reads_of_the
         assert!(reads() - reads_before <= limit, "{} reads for {missed} events of each user", reads() - reads_before);
     }
 }
+
+/// Clients that were offline for different times reconnect at once. The blocks that they need are
+/// larger than the memory for blocks.
+#[tokio::test]
+async fn streams_with_distinct_cursors_that_reconnect_at_once_read_each_block_of_the_broker_once() {
+    const USERS: usize = 128;
+    const BLOCK: usize = 512;
+    const ROUNDS: usize = 104;
+    let log = Memory::new();
+    let reached = Reached::new(&log);
+    let hub = start(reached.clone()).await;
+    let publisher = Publisher::new(log).unwrap();
+    let mut cursors = vec![hub.position()];
+    for _ in 0..ROUNDS {
+        let events = (0..USERS).map(|n| (publisher.user(n.to_string()), Event::unnamed("x".repeat(1_500))));
+        let appended = publisher.publish_many(events).await;
+        cursors.push(appended[USERS - 1].as_ref().unwrap().position);
+    }
+    until(|| hub.position() == cursors[ROUNDS]).await;
+    let reads = || reached.way.reads.load(Ordering::SeqCst) as usize;
+    let reads_before = reads();
+    let clients = (0..USERS).map(|n| {
+        let round = n * ROUNDS / USERS;
+        let mut stream = hub.subscribe(Subscription::for_user(n.to_string()), cursors[round]).unwrap();
+        tokio::spawn(async move { (ROUNDS - round, read(&mut stream).await) })
+    });
+    for client in clients.collect::<Vec<_>>() {
+        let (missed, (events, gaps)) = client.await.unwrap();
+        assert_eq!((events.len(), gaps.len()), (missed, 0));
+    }
+    let (reads, blocks) = (reads() - reads_before, (USERS * ROUNDS).div_ceil(BLOCK));
+    assert!(reads <= blocks + 2, "{reads} reads of {blocks} blocks");
+}
