@@ -47,6 +47,7 @@ const RANKS: &[(u8, &str)] = &[
     (13, "hub/cluster/record"),
     (13, "hub/cluster/settings_digest"),
     (14, "hub/cluster/history"),
+    (14, "hub/cluster/peek"),
     (15, "hub/cluster/shared_log"),
     // All of the state in one file, and then the operations on it.
     (20, "hub/inner"),

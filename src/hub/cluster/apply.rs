@@ -17,8 +17,9 @@
 #[cfg(feature = "metrics")]
 use std::time::Duration;
 
+use super::peek::{Peeked, peek};
 use super::presence_records;
-use super::record::{self, Decoded, Parsed, Peeked};
+use super::record::{self, Decoded, Parsed};
 use super::shared_log::{SharedLog, check_sequence};
 use crate::backplane::{Answer, BackplaneError, CurrentValue, LogState, Stored, in_time};
 use crate::hub::Hub;
@@ -234,7 +235,7 @@ impl Hub {
 
     /// As [`apply_outline`](Self::apply_outline), for a record whose audience can be read without parsing its JSON.
     fn apply_outline_unparsed(&self, stored: &Stored, age: Age, now: Millis) -> bool {
-        let Some(Peeked { to, published_at, size }) = record::peek(&stored.payload) else { return false };
+        let Some(Peeked { to, published_at, size }) = peek(&stored.payload) else { return false };
         let unread = unread(Some(published_at), size, age, now);
         let is_applied = self.log().outline_single(stored.sequence, to, unread, now);
         if is_applied {

@@ -31,6 +31,7 @@ mod commands;
 mod connections;
 pub(super) mod follow;
 mod history;
+mod peek;
 mod presence_records;
 mod record;
 pub(super) mod run_ends;

@@ -12,25 +12,22 @@
 //! their own, as the targets of a scope are.
 //!
 //! An instance without listeners for a record needs only its audience, so the decoding has three
-//! steps. [`peek`] reads the audience of most records without parsing the JSON, [`parse`] reads any
-//! audience, and [`Parsed::decode`] reads the event.
+//! steps. [`peek`](super::peek) reads the audience of most records without parsing the JSON,
+//! [`parse`] reads any audience, and [`Parsed::decode`] reads the event.
 
 use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::value::RawValue;
 
-use crate::log::Single;
 use crate::types::{Address, Audience, Cow, Event, ScopeName, To};
 
 const VERSION: u64 = 1;
 /// The maximum number of addresses of a record, and of its excluded connections. The audience of a
 /// record over this limit is not decoded.
 const MAX_ADDRESSES: usize = 1024;
-/// The maximum number of digits of a time that [`peek`] reads.
-const MAX_DIGITS: usize = 19;
 /// The approximate size of the names of the fields of an event, and of its id, in bytes.
-const FIELDS: usize = 50;
+pub(super) const FIELDS: usize = 50;
 
 /// The random id of a record and the time of publishing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -150,38 +147,6 @@ pub(crate) fn encode(audience: &Audience, event: &Event, stamp: Stamp) -> Vec<u8
     };
     // Serializing text and numbers does not fail.
     serde_json::to_vec(&envelope).unwrap_or_default()
-}
-
-/// The audience of a record that was not parsed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Peeked<'a> {
-    pub(crate) to: Single<'a>,
-    /// As [`Decoded::published_at`].
-    pub(crate) published_at: u64,
-    /// The approximate size of the event on the wire, in bytes.
-    pub(crate) size: usize,
-}
-
-/// Reads the audience of a record that has one topic or user and that begins exactly as [`encode`]
-/// writes it. Returns `None` for every other record. The rest of the record may be invalid.
-pub(crate) fn peek(record: &[u8]) -> Option<Peeked<'_>> {
-    let rest = record.strip_prefix(b"{\"v\":1,\"id\":\"")?;
-    let (id, rest) = rest.split_at_checked(16)?;
-    let rest = rest.strip_prefix(b"\",\"at\":").filter(|_| id.iter().all(u8::is_ascii_hexdigit))?;
-    let digits = rest.iter().take(MAX_DIGITS).take_while(|byte| byte.is_ascii_digit()).count();
-    let (at, rest) = rest.split_at_checked(digits).filter(|(at, _)| !at.is_empty())?;
-    let published_at = at.iter().fold(0, |at, digit| at * 10 + u64::from(digit - b'0'));
-    let rest = rest.strip_prefix(b",\"to\":{\"")?;
-    let (is_topic, rest) = match rest.strip_prefix(b"topics\":[\"") {
-        Some(rest) => (true, rest),
-        None => (false, rest.strip_prefix(b"users\":[\"")?),
-    };
-    let (name, rest) = rest.split_at(memchr::memchr2(b'"', b'\\', rest)?);
-    // The name ends without an escape, the audience has no other address, and the event follows.
-    let rest = rest.strip_prefix(b"\"]},\"").filter(|rest| rest.starts_with(b"event") || rest.starts_with(b"data"))?;
-    let name = std::str::from_utf8(name).ok()?;
-    let to = if is_topic { Single::Topic(name) } else { Single::User(name) };
-    Some(Peeked { to, published_at, size: FIELDS + rest.len() })
 }
 
 /// Reads the audience of a record, and validates its addresses.
@@ -370,40 +335,6 @@ mod tests {
     }
 
     #[test]
-    fn peek_reads_only_records_that_begin_like_those_of_a_hub() {
-        let start = r#"{"v":1,"id":"0123456789abcdef","at":1795866000000,"to":{"#;
-        let peeked = |to: &str, rest: &str| {
-            let record = format!("{start}{to}{rest}");
-            peek(record.as_bytes()).map(|peeked| (format!("{:?}", peeked.to), peeked.published_at))
-        };
-        let data = r#","data":"x"}"#;
-        assert_eq!(peeked(r#""topics":["a"]}"#, data), Some((r#"Topic("a")"#.to_owned(), 1_795_866_000_000)));
-        assert_eq!(peeked(r#""users":["a"]}"#, data), Some((r#"User("a")"#.to_owned(), 1_795_866_000_000)));
-        for to in [
-            r#""topics":["a","b"]}"#,
-            r#""topics":["a"],"users":["b"]}"#,
-            r#""topics":["\u0061"]}"#,
-            r#""topics":["a""#,
-            r#""everyone":true}"#,
-            r#""scoped":{"scope":"s","topics":["a"]}}"#,
-            r#""topics":["a"],"scoped":{"scope":"s"}}"#,
-        ] {
-            assert_eq!(peeked(to, data), None, "{to}");
-        }
-        for rest in [r#","except":["1"],"data":"x"}"#, r#","scope":"s","data":"x"}"#, "", "}"] {
-            assert_eq!(peeked(r#""topics":["a"]}"#, rest), None, "{rest}");
-        }
-        for record in [
-            r#"{"v":2,"id":"0123456789abcdef","at":1,"to":{"topics":["a"]},"data":"x"}"#,
-            r#"{"v":1,"id":"0123456789abcdef","at":,"to":{"topics":["a"]},"data":"x"}"#,
-            "{",
-            "",
-        ] {
-            assert_eq!(peek(record.as_bytes()), None, "{record}");
-        }
-    }
-
-    #[test]
     fn value_ids_are_those_of_the_document() {
         let document = include_str!("../../../docs/broker.md");
         let ids: Vec<_> = document.lines().filter(|line| line.starts_with("[\"")).collect();
@@ -483,35 +414,9 @@ mod tests {
             prop_assert_eq!((&read.key, read.removes, read.retry), (&event.key, event.removes, event.retry));
         }
 
-        /// Otherwise an instance could skip a record of an audience that has listeners.
-        #[test]
-        fn peeked_audience_is_the_parsed_audience(
-            data: String, name in "[a-z\"\\\\é/]{1,8}", is_user: bool, other: bool, excludes: bool,
-        ) {
-            let mut audience = Audience::from(match is_user {
-                true => Address::User(UserId::try_from(&*name).unwrap()),
-                false => Address::Topic(Topic::try_from(&*name).unwrap()),
-            });
-            if other {
-                audience.insert(Address::Everyone(ScopeName::ROOT));
-            }
-            if excludes {
-                audience.exclude(ConnectionId::from_bits(7));
-            }
-            let stamp = Stamp::now();
-            let record = encode(&audience, &Event::unnamed(data), stamp);
-            let peeked = peek(&record);
-            let is_plain = !other && !excludes && !name.contains(['"', '\\']);
-            prop_assert_eq!(peeked.is_some(), is_plain);
-            if let Some(Peeked { to, published_at, .. }) = peeked {
-                prop_assert_eq!(to, if is_user { Single::User(&name) } else { Single::Topic(&name) });
-                prop_assert_eq!(published_at, stamp.at);
-            }
-        }
-
         #[test]
         fn decode_does_not_panic_for_any_bytes(bytes: Vec<u8>) {
-            drop((peek(&bytes), decode(&bytes)));
+            drop(decode(&bytes));
         }
     }
 }
