@@ -12,79 +12,17 @@
 //!    sequencer's lock. So a record that is applied while a listener is added is stored, or its
 //!    number is at most the `visible_through` that the listener starts with.
 //!
-//! The dormant channels can be found by the bytes of a name ([`Single`]), because most records of a
-//! busy log are for dormant channels, and creating an [`Address`] for each would be expensive.
-//!
 //! These channels are never dormant: the channels with current values, the channel of everyone, and
 //! the channels of connections.
 
-#![allow(clippy::mutable_key_type, reason = "a channel is hashed by its address, which does not change")]
-
-use std::borrow::Borrow;
 use std::collections::btree_set::BTreeSet;
 use std::collections::hash_map::HashMap;
-use std::collections::hash_set::HashSet;
-use std::hash::{Hash, Hasher};
-use std::sync::Arc;
 
 use super::channel::Channel;
 use super::time::Millis;
 use crate::macros::shrink_if_sparse;
-use crate::types::{Address, ScopeName};
 
-/// The only address of a record, as it is written in the record.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Single<'a> {
-    Topic(&'a str),
-    User(&'a str),
-}
-
-impl<'a> Single<'a> {
-    /// Returns the name of an address that a record can have as its only address, or `None` for an
-    /// address that is more than the name of a topic or user, for example because it has a scope.
-    fn of(address: &'a Address) -> Option<Self> {
-        if !address.scope().is_some_and(ScopeName::is_root) {
-            return None;
-        }
-        match address {
-            Address::Topic(topic) => Some(Self::Topic(topic.as_str())),
-            Address::User(user) => Some(Self::User(user.as_str())),
-            Address::Everyone(_) | Address::EveryScope | Address::Connection(..) => None,
-        }
-    }
-
-    fn name(self) -> &'a str {
-        match self {
-            Self::Topic(name) | Self::User(name) => name,
-        }
-    }
-}
-
-/// A dormant channel in a table by its name.
-#[derive(Debug)]
-struct Named(Arc<Channel>);
-
-impl Borrow<str> for Named {
-    fn borrow(&self) -> &str {
-        Single::of(&self.0.address).map_or("", Single::name)
-    }
-}
-
-impl Hash for Named {
-    fn hash<H: Hasher>(&self, state: &mut H) {
-        Borrow::<str>::borrow(self).hash(state);
-    }
-}
-
-impl PartialEq for Named {
-    fn eq(&self, other: &Self) -> bool {
-        Borrow::<str>::borrow(self) == Borrow::<str>::borrow(other)
-    }
-}
-
-impl Eq for Named {}
-
-/// The dormant channels, and the channels that have no listeners and are not dormant yet.
+/// The channels that have no listeners and are not dormant yet.
 #[derive(Debug)]
 pub(super) struct Dormancy {
     grace: Millis,
@@ -93,30 +31,11 @@ pub(super) struct Dormancy {
     left: HashMap<u64, Millis>,
     /// The same channels in the order of these times, each with its unique number and its number.
     queue: BTreeSet<(Millis, u64, u32)>,
-    /// The dormant channels of topics.
-    topics: HashSet<Named>,
-    /// The dormant channels of users.
-    users: HashSet<Named>,
 }
 
 impl Dormancy {
     pub(super) fn new(grace: Millis) -> Self {
-        Self { grace, left: HashMap::new(), queue: BTreeSet::new(), topics: HashSet::new(), users: HashSet::new() }
-    }
-
-    /// Returns the dormant channel of a name.
-    pub(super) fn find(&self, single: Single<'_>) -> Option<&Arc<Channel>> {
-        let (Single::Topic(name) | Single::User(name)) = single;
-        let table = if let Single::Topic(_) = single { &self.topics } else { &self.users };
-        table.get(name).map(|named| &named.0)
-    }
-
-    /// Makes a channel dormant.
-    pub(super) fn add(&mut self, channel: &Arc<Channel>) {
-        channel.set_dormant(true);
-        if let Some((table, _)) = self.table(channel) {
-            table.insert(Named(Arc::clone(channel)));
-        }
+        Self { grace, left: HashMap::new(), queue: BTreeSet::new() }
     }
 
     /// Wakes a channel, or notes that it was removed.
@@ -124,19 +43,7 @@ impl Dormancy {
         if let Some(since) = self.left.remove(&channel.unique) {
             self.queue.remove(&(since, channel.unique, channel.number));
         }
-        if channel.is_dormant() {
-            channel.set_dormant(false);
-            if let Some((table, name)) = self.table(channel) {
-                table.remove(name);
-            }
-        }
-    }
-
-    /// Returns the table for a channel, and the name of the channel in it.
-    fn table<'a>(&mut self, channel: &'a Channel) -> Option<(&mut HashSet<Named>, &'a str)> {
-        let single = Single::of(&channel.address)?;
-        let table = if let Single::Topic(_) = single { &mut self.topics } else { &mut self.users };
-        Some((table, single.name()))
+        channel.set_dormant(false);
     }
 
     /// Notes that the last listener of a channel left at this time.
@@ -175,10 +82,8 @@ impl Dormancy {
         self.queue.len()
     }
 
-    /// Shrinks the tables after many channels became dormant.
+    /// Shrinks the table after many channels became dormant.
     pub(super) fn shrink(&mut self) {
         shrink_if_sparse!(self.left);
-        shrink_if_sparse!(self.topics);
-        shrink_if_sparse!(self.users);
     }
 }

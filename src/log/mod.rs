@@ -67,7 +67,7 @@ use std::sync::Arc;
 use smallvec::SmallVec;
 
 use crate::sync::{AtomicU64, Mutex, Ordering};
-use crate::types::{Address, Audience, ConnectionId, Epoch, GapReason, Position, Topic, each_once};
+use crate::types::{Address, AddressRef, Audience, ConnectionId, Epoch, GapReason, Position, Topic, each_once};
 
 use backfill::Read;
 use channel::Channel;
@@ -79,7 +79,6 @@ use waking::Deferred;
 pub(crate) use backfill::Block;
 pub(crate) use batch::Batch;
 pub(crate) use cursor_handle::CursorHandle;
-pub(crate) use dormancy::Single;
 pub(crate) use entry::{Appended, Effect, Entry, Unread};
 pub(crate) use listener::Listener;
 pub(crate) use policies::Policies;
@@ -238,10 +237,10 @@ impl Log {
         self.outline_with(sequence, now, |sequencer, number| sequencer.append_outline(number, audience, unread, now))
     }
 
-    /// As [`outline`](Self::outline), for a record whose audience is one topic or user without excluded
+    /// As [`outline`](Self::outline), for a record whose audience is one address without excluded
     /// connections. Returns false also if the address has no channel yet.
-    pub(crate) fn outline_single(&self, sequence: u64, to: Single<'_>, unread: Unread, now: Millis) -> bool {
-        self.outline_with(sequence, now, |sequencer, number| sequencer.append_outline_of(number, to, unread, now))
+    pub(crate) fn outline_for(&self, sequence: u64, to: AddressRef<'_>, unread: Unread, now: Millis) -> bool {
+        self.outline_with(sequence, now, |sequencer, number| sequencer.append_outline_for(number, to, unread, now))
     }
 
     fn outline_with(&self, sequence: u64, now: Millis, append: impl FnOnce(&mut Sequencer, u64) -> bool) -> bool {

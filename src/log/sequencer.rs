@@ -15,7 +15,7 @@ use std::sync::Arc;
 use smallvec::SmallVec;
 
 use super::channel::Channel;
-use super::dormancy::{Dormancy, Single};
+use super::dormancy::Dormancy;
 use super::entry::{Entry, Unread};
 use super::epochs::{Break, LogEpoch};
 use super::listener::Listener;
@@ -26,7 +26,7 @@ use super::time::{Millis, millis};
 use super::waking::PendingWakes;
 use crate::macros::shrink_if_sparse;
 use crate::types::retention::{Kind, Retention};
-use crate::types::{Address, Audience, ScopeName};
+use crate::types::{Address, AddressRef, AsAddress, Audience, ScopeName};
 
 /// The maximum number of records and channels that one sweep drops or makes dormant.
 const MAX_PER_SWEEP: usize = 256;
@@ -299,10 +299,9 @@ impl Sequencer {
 
     /// As [`append_outline`](Self::append_outline), for a record with one address. Returns false,
     /// and changes nothing, if its channel is not dormant.
-    pub(super) fn append_outline_of(&mut self, number: u64, to: Single<'_>, unread: Unread, now: Millis) -> bool {
-        let Some(channel) = self.dormancy.as_ref().and_then(|dormancy| dormancy.find(to)).cloned() else {
-            return false;
-        };
+    pub(super) fn append_outline_for(&mut self, number: u64, to: AddressRef<'_>, unread: Unread, now: Millis) -> bool {
+        let channel = self.channels.get(&to as &dyn AsAddress).filter(|channel| channel.is_dormant());
+        let Some(channel) = channel.cloned() else { return false };
         self.outline_in(&[channel], number, unread, now);
         true
     }
@@ -335,11 +334,7 @@ impl Sequencer {
             return Arc::clone(channel);
         }
         let channel = self.channel(address);
-        if self.may_be_dormant(address)
-            && let Some(dormancy) = &mut self.dormancy
-        {
-            dormancy.add(&channel);
-        }
+        channel.set_dormant(self.may_be_dormant(address));
         channel
     }
 
@@ -351,7 +346,7 @@ impl Sequencer {
             self.retained.change(&channel.store, |store| store.outline_oldest(most, &mut self.dropped));
         if let Some(dormancy) = &mut self.dormancy {
             if is_done {
-                dormancy.add(channel);
+                channel.set_dormant(true);
             } else {
                 dormancy.note_left(channel, since);
             }

@@ -1,10 +1,12 @@
 //! The audience of an event.
 
+use std::borrow::Borrow;
 use std::collections::hash_set::HashSet;
-use std::hash::Hash;
+use std::hash::{Hash, Hasher};
 
 use smallvec::SmallVec;
 
+use super::address_ref::{AddressRef, AsAddress};
 use super::error::{InvalidName, NameProblem};
 use super::name::{ConnectionId, Scoped, Topic, UserId};
 use super::scope_name::ScopeName;
@@ -12,7 +14,7 @@ use super::scope_name::ScopeName;
 /// One address to which events are published. Topics and users are separate namespaces: a topic and
 /// a user with the same name are two addresses. Each address is of one scope, except
 /// [`EveryScope`](Self::EveryScope).
-#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Address {
     /// All connections of a scope.
     Everyone(ScopeName),
@@ -52,6 +54,30 @@ impl Address {
             Self::Topic(topic) => Some(topic),
             Self::Everyone(_) | Self::User(_) | Self::Connection(..) | Self::EveryScope => None,
         }
+    }
+}
+
+impl AsAddress for Address {
+    fn as_address(&self) -> AddressRef<'_> {
+        match self {
+            Self::Everyone(scope) => AddressRef::Everyone(scope),
+            Self::Topic(topic) => AddressRef::Topic(topic.as_str(), topic.scope_name()),
+            Self::User(user) => AddressRef::User(user.as_str(), user.scope_name()),
+            Self::Connection(id, scope) => AddressRef::Connection(*id, scope),
+            Self::EveryScope => AddressRef::EveryScope,
+        }
+    }
+}
+
+impl Hash for Address {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.as_address().hash(state);
+    }
+}
+
+impl<'a> Borrow<dyn AsAddress + 'a> for Address {
+    fn borrow(&self) -> &(dyn AsAddress + 'a) {
+        self
     }
 }
 

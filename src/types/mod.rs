@@ -13,6 +13,7 @@
 //!    ([`scope_name`], [`name`], [`audience`]).
 //! 6. Decisions and disconnections are ordered by a count, not by a clock ([`disconnect_clock`]).
 
+pub(crate) mod address_ref;
 pub(crate) mod as_text;
 pub(crate) mod audience;
 pub(crate) mod audience_json;
@@ -38,6 +39,7 @@ pub(crate) mod subscription_error;
 pub(crate) mod topic_filter;
 pub(crate) mod typed_topic;
 
+pub(crate) use address_ref::{AddressRef, AsAddress};
 pub(crate) use audience::{Address, Audience, each_once};
 pub(crate) use audience_json::{Cow, To};
 pub(crate) use command::{Action, Change, Command};

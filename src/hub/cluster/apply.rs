@@ -237,7 +237,7 @@ impl Hub {
     fn apply_outline_unparsed(&self, stored: &Stored, age: Age, now: Millis) -> bool {
         let Some(Peeked { to, published_at, size }) = peek(&stored.payload) else { return false };
         let unread = unread(Some(published_at), size, age, now);
-        let is_applied = self.log().outline_single(stored.sequence, to, unread, now);
+        let is_applied = self.log().outline_for(stored.sequence, to, unread, now);
         if is_applied {
             self.note_delay(Some(published_at), age);
         }

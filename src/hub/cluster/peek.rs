@@ -1,7 +1,7 @@
 //! The audience of a record on a broker, read without parsing the JSON of the record.
 
 use super::record::FIELDS;
-use crate::log::Single;
+use crate::types::{AddressRef, ScopeName};
 
 /// The maximum number of digits of a time that [`peek`] reads.
 const MAX_DIGITS: usize = 19;
@@ -9,7 +9,7 @@ const MAX_DIGITS: usize = 19;
 /// The audience of a record that was not parsed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Peeked<'a> {
-    pub(crate) to: Single<'a>,
+    pub(crate) to: AddressRef<'a>,
     /// As [`Decoded::published_at`](super::record::Decoded::published_at).
     pub(crate) published_at: u64,
     /// The approximate size of the event on the wire, in bytes.
@@ -34,7 +34,8 @@ pub(crate) fn peek(record: &[u8]) -> Option<Peeked<'_>> {
     // The name ends without an escape, the audience has no other address, and the event follows.
     let rest = rest.strip_prefix(b"\"]},\"").filter(|rest| rest.starts_with(b"event") || rest.starts_with(b"data"))?;
     let name = std::str::from_utf8(name).ok()?;
-    let to = if is_topic { Single::Topic(name) } else { Single::User(name) };
+    let scope = ScopeName::root();
+    let to = if is_topic { AddressRef::Topic(name, scope) } else { AddressRef::User(name, scope) };
     Some(Peeked { to, published_at, size: FIELDS + rest.len() })
 }
 
@@ -42,7 +43,7 @@ pub(crate) fn peek(record: &[u8]) -> Option<Peeked<'_>> {
 mod tests {
     use super::*;
     use crate::hub::cluster::record::{Stamp, encode, parse};
-    use crate::types::{Address, Audience, ConnectionId, Event, ScopeName, Topic, UserId};
+    use crate::types::{Address, AsAddress, Audience, ConnectionId, Event, Topic, UserId};
     use proptest::prelude::*;
 
     #[test]
@@ -53,8 +54,8 @@ mod tests {
             peek(record.as_bytes()).map(|peeked| (format!("{:?}", peeked.to), peeked.published_at))
         };
         let data = r#","data":"x"}"#;
-        assert_eq!(peeked(r#""topics":["a"]}"#, data), Some((r#"Topic("a")"#.to_owned(), 1_795_866_000_000)));
-        assert_eq!(peeked(r#""users":["a"]}"#, data), Some((r#"User("a")"#.to_owned(), 1_795_866_000_000)));
+        assert_eq!(peeked(r#""topics":["a"]}"#, data), Some((r#"Topic("a", None)"#.to_owned(), 1_795_866_000_000)));
+        assert_eq!(peeked(r#""users":["a"]}"#, data), Some((r#"User("a", None)"#.to_owned(), 1_795_866_000_000)));
         for to in [
             r#""topics":["a","b"]}"#,
             r#""topics":["a"],"users":["b"]}"#,
@@ -100,14 +101,14 @@ mod tests {
             let is_plain = !other && !excludes && !name.contains(['"', '\\']);
             prop_assert_eq!(peeked.is_some(), is_plain);
             if let Some(Peeked { to, published_at, .. }) = peeked {
-                prop_assert_eq!(to, if is_user { Single::User(&name) } else { Single::Topic(&name) });
+                prop_assert_eq!(to, audience.addresses()[0].as_address());
                 prop_assert_eq!(Some(published_at), parse(&record).ok().and_then(|parsed| parsed.published_at));
             }
         }
 
         #[test]
         fn peek_does_not_panic_for_any_bytes(bytes: Vec<u8>) {
-            drop(peek(&bytes));
+            let _ = peek(&bytes);
         }
     }
 }
