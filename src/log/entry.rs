@@ -36,9 +36,9 @@ impl Entry {
     }
 }
 
-/// The properties of a record of a shared log that this instance has not read completely.
+/// The properties of a record of a shared log that this instance has not decoded.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Unread {
+pub(crate) struct Undecoded {
     /// As [`Entry::published`].
     pub(crate) published: Option<Millis>,
     /// The approximate size of its frame in bytes.

@@ -29,7 +29,7 @@
 //!    registered its waker, and before it sleeps, it reads once more or checks that it was not
 //!    woken ([`cursor_handle`]). So no listener sleeps on a visible record.
 //! 6. On a shared log, a channel without listeners keeps only the numbers, times and sizes of its
-//!    records ([`dormancy`], [`store`]). A read stops before the first record that a channel lacks,
+//!    records ([`dormancy`], [`store`]). A read stops before the first outline of its channels,
 //!    and continues with a block of the shared log that has this record ([`reader`]). So a stream
 //!    reads the same records and gaps as if the channel had all of its records, as long as the
 //!    shared log has them.
@@ -79,7 +79,7 @@ use waking::Deferred;
 pub(crate) use backfill::Block;
 pub(crate) use batch::Batch;
 pub(crate) use cursor_handle::CursorHandle;
-pub(crate) use entry::{Appended, Effect, Entry, Unread};
+pub(crate) use entry::{Appended, Effect, Entry, Undecoded};
 pub(crate) use listener::Listener;
 pub(crate) use policies::Policies;
 pub(crate) use sequencer::{Budgets, Swept, Usage};
@@ -233,14 +233,14 @@ impl Log {
     /// changes nothing, if the record itself is needed. The caller then decodes the record and
     /// calls [`apply`](Self::apply). Returns true, and changes nothing, if the number is not above
     /// the newest number of the log.
-    pub(crate) fn outline(&self, sequence: u64, audience: &Audience, unread: Unread, now: Millis) -> bool {
-        self.outline_with(sequence, now, |sequencer, number| sequencer.append_outline(number, audience, unread, now))
+    pub(crate) fn outline(&self, sequence: u64, audience: &Audience, undecoded: Undecoded, now: Millis) -> bool {
+        self.outline_with(sequence, now, |sequencer, number| sequencer.append_outline(number, audience, undecoded, now))
     }
 
     /// As [`outline`](Self::outline), for a record whose audience is one address without excluded
     /// connections. Returns false also if the address has no channel yet.
-    pub(crate) fn outline_for(&self, sequence: u64, to: AddressRef<'_>, unread: Unread, now: Millis) -> bool {
-        self.outline_with(sequence, now, |sequencer, number| sequencer.append_outline_for(number, to, unread, now))
+    pub(crate) fn outline_for(&self, sequence: u64, to: AddressRef<'_>, undecoded: Undecoded, now: Millis) -> bool {
+        self.outline_with(sequence, now, |sequencer, number| sequencer.append_outline_for(number, to, undecoded, now))
     }
 
     fn outline_with(&self, sequence: u64, now: Millis, append: impl FnOnce(&mut Sequencer, u64) -> bool) -> bool {

@@ -69,10 +69,10 @@ pub(super) struct Reader {
     /// Whether the client has reconnected with a cursor or has asked for a history, and has not
     /// caught up with the log since then.
     is_returning: bool,
-    /// Whether channels may have outlines after the cursor: the reader has entered a channel, and
-    /// has not caught up with the log since then. A channel with a listener gets no outlines, so a
-    /// reader that has caught up needs no block for any of its channels.
-    may_meet_outlines: bool,
+    /// Whether the reader's channels may have outlines after the cursor: the reader has entered a
+    /// channel, and has not caught up with the log since then. A channel with a listener gets no
+    /// outlines, so a reader that has caught up needs no block for any of its channels.
+    may_have_outlines: bool,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -191,7 +191,7 @@ impl Reader {
     /// Adds a channel without a replay. `slot` is the connection's place among the channel's
     /// listeners. Ordered reads of the channel start after `since`.
     pub(super) fn enter(&mut self, channel: Arc<Channel>, slot: u32, since: u64) {
-        self.may_meet_outlines = true;
+        self.may_have_outlines = true;
         self.memberships.push(Membership { channel, slot, since, reported_through: 0, replay: None });
     }
 
@@ -234,7 +234,7 @@ impl Reader {
             self.changed_at = Number::some(at);
         }
         self.replaying |= replay.is_some();
-        self.may_meet_outlines = true;
+        self.may_have_outlines = true;
         self.memberships.push(Membership { channel, slot, since, reported_through, replay: replay.map(Box::new) });
     }
 
@@ -455,28 +455,28 @@ impl Reader {
                 batch.gap.push(channel.address.clone());
                 batch.gap_reason = Some(GapReason::Trimmed);
             }
-            if let Some(lack) = Lack::find(&store, replay.records_after, known, can_backfill)
+            if let Some(range) = BackfillRange::find(&store, replay.records_after, known, can_backfill)
                 && is_due
-                && lack.after < upto
+                && range.after < upto
             {
-                let Some(block) = block.as_deref().filter(|block| block.after <= lack.after) else {
+                let Some(block) = block.as_deref().filter(|block| block.after <= range.after) else {
                     // A record was dropped after `block_for_replay` had checked this channel. The
                     // caller must provide a block first.
                     (batch.gap, batch.gap_reason) = (SmallVec::new(), None);
-                    batch.needs_block_after = Some(lack.after);
+                    batch.needs_block_after = Some(range.after);
                     return;
                 };
-                let missing = block.missing(channel, lost).min(lack.through);
-                if missing > known.max(lack.after) {
+                let missing = block.missing(channel, lost).min(range.through);
+                if missing > known.max(range.after) {
                     channel.note_lost(missing);
                     gaps.push((index, missing));
                     batch.gap.push(channel.address.clone());
                     batch.gap_reason = Some(if lost.is_some() { GapReason::Lost } else { GapReason::Trimmed });
                 }
-                if missing < lack.through {
+                if missing < range.through {
                     let is_also_for = |record: &Record, other: &Channel| block.is_also_for(record.sequence, other);
                     let unread = |record: &&Arc<Record>| !self.has_read(index, record, is_also_for);
-                    pick.offer(channel, block.between(channel, lack.after, upto).filter(unread));
+                    pick.offer(channel, block.between(channel, range.after, upto).filter(unread));
                     continue;
                 }
                 // The block has nothing that memory does not have.
@@ -512,14 +512,14 @@ impl Reader {
         if !batch.can_backfill {
             return Ok((None, self.cursor));
         }
-        let lacks_after = |membership: &Membership| {
+        let needed_after = |membership: &Membership| {
             let after = membership.replay.as_ref()?.records_after;
             let known = after.max(membership.reported_through);
             let can_backfill = log.may_backfill(&membership.channel, after);
-            let lack = Lack::find(&membership.channel.store.lock(), after, known, can_backfill)?;
-            Some(lack.after).filter(|after| *after < self.cursor)
+            let range = BackfillRange::find(&membership.channel.store.lock(), after, known, can_backfill)?;
+            Some(range.after).filter(|after| *after < self.cursor)
         };
-        let Some(low) = self.memberships.iter().filter_map(lacks_after).min() else {
+        let Some(low) = self.memberships.iter().filter_map(needed_after).min() else {
             return Ok((None, self.cursor));
         };
         match block.filter(|block| block.covers(log.base(), low)) {
@@ -580,8 +580,8 @@ impl Reader {
         due
     }
 
-    /// Returns the number before the first record after the cursor that one of these channels
-    /// lacks, or `visible_through` if they lack none.
+    /// Returns the number before the first outline after the cursor in one of these channels, or
+    /// `visible_through` if they have none.
     fn before_outlines(&self, due: &[u32], visible_through: u64) -> u64 {
         let before = |index: &u32| {
             let Membership { channel, since, .. } = &self.memberships[*index as usize];
@@ -594,12 +594,12 @@ impl Reader {
     fn read_ordered(&mut self, log: &Readable, visible_through: u64, me: ConnectionId, batch: &mut Batch) {
         let cursor = self.cursor;
         let can_backfill = batch.can_backfill && self.is_returning;
-        let may_meet_outlines = batch.can_backfill && self.may_meet_outlines;
-        let is_usable = |block: &Arc<Block>| (can_backfill || may_meet_outlines) && block.covers(log.base(), cursor);
+        let may_have_outlines = batch.can_backfill && self.may_have_outlines;
+        let is_usable = |block: &Arc<Block>| (can_backfill || may_have_outlines) && block.covers(log.base(), cursor);
         let block = batch.block.take().filter(is_usable);
         let due = self.due(log);
         let mut end = visible_through;
-        if may_meet_outlines && block.is_none() {
+        if may_have_outlines && block.is_none() {
             end = self.before_outlines(&due, end);
             if end == cursor {
                 batch.needs_block_after = Some(cursor);
@@ -631,24 +631,24 @@ impl Reader {
                 batch.disconnects |= log.policies.get(channel.policy).lag == LagPolicy::Disconnect;
             }
             if batch.can_backfill
-                && let Some(lack) = Lack::find(&store, after, known, may_backfill)
-                && lack.after < upto
+                && let Some(range) = BackfillRange::find(&store, after, known, may_backfill)
+                && range.after < upto
             {
                 let Some(block) = block.as_deref() else {
                     // Report the gaps that were found so far before asking for a block.
                     batch.needs_block_after = batch.gap.is_empty().then_some(cursor);
                     return;
                 };
-                let missing = block.missing(channel, lost).min(lack.through);
-                if missing > known.max(lack.after) {
+                let missing = block.missing(channel, lost).min(range.through);
+                if missing > known.max(range.after) {
                     *reported_through = missing;
                     channel.note_lost(missing);
                     let reason = if lost.is_some() { GapReason::Lost } else { GapReason::Trimmed };
                     batch.gap_reason = batch.gap_reason.or(Some(reason));
                     batch.gap.push(channel.address.clone());
                 }
-                if missing < lack.through {
-                    pick.offer(channel, block.between(channel, lack.after, upto));
+                if missing < range.through {
+                    pick.offer(channel, block.between(channel, range.after, upto));
                     continue;
                 }
                 // The block has nothing that memory does not have.
@@ -665,23 +665,24 @@ impl Reader {
         self.cursor = cursor;
         batch.has_more = cursor < visible_through;
         self.is_returning &= batch.has_more;
-        self.may_meet_outlines &= batch.has_more;
+        self.may_have_outlines &= batch.has_more;
     }
 }
 
-/// The records that a channel lacks and that the shared log may have.
+/// The part of a channel from its first to its last missing record. The channel does not have these
+/// records, and the shared log may have them.
 #[derive(Clone, Copy, Debug)]
-struct Lack {
-    /// The channel lacks no record up to and including this number that the reader has not read.
+struct BackfillRange {
+    /// No record between the position of the reader and this number, inclusive, is missing.
     after: u64,
     /// The channel has every record after this number.
     through: u64,
 }
 
-impl Lack {
-    /// Returns the records after `after` that a channel lacks, or `None` if it lacks none. No gap
-    /// is reported any more for the records up to and including `known`. If `can_backfill` is
-    /// false, only the records of outlines count, because the reader gets a gap for the others.
+impl BackfillRange {
+    /// Returns the range of the missing records after `after`, or `None` if no record is missing.
+    /// No gap is reported any more for the records up to and including `known`. If `can_backfill`
+    /// is false, only the records of outlines count, because the reader gets a gap for the others.
     fn find(store: &Store, after: u64, known: u64, can_backfill: bool) -> Option<Self> {
         let through = store.outlined_through();
         if can_backfill && store.trimmed_through() > known {

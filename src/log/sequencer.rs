@@ -16,7 +16,7 @@ use smallvec::SmallVec;
 
 use super::channel::Channel;
 use super::dormancy::Dormancy;
-use super::entry::{Entry, Unread};
+use super::entry::{Entry, Undecoded};
 use super::epochs::{Break, LogEpoch};
 use super::listener::Listener;
 use super::marks::Marks;
@@ -76,8 +76,8 @@ pub(super) struct Sequencer {
     unique: u64,
     lanes: PerPart<Lanes>,
     retained: PerPart<usize>,
-    /// The number of records that were dropped because of a budget, before the bounds of their own
-    /// channel required it.
+    /// The number of records that were dropped because of a budget, before the bounds of
+    /// their channel required it.
     evicted: u64,
     /// Channels that were empty and without listeners when they were added, in the order of adding.
     /// Each has the time since which it was idle, its number and its unique number.
@@ -277,7 +277,13 @@ impl Sequencer {
     /// Stores the outline of a record in its channels, and raises `visible_through` to its number,
     /// which is above all earlier numbers. Returns false, and changes nothing, if one of the
     /// channels needs the record itself.
-    pub(super) fn append_outline(&mut self, number: u64, audience: &Audience, unread: Unread, now: Millis) -> bool {
+    pub(super) fn append_outline(
+        &mut self,
+        number: u64,
+        audience: &Audience,
+        undecoded: Undecoded,
+        now: Millis,
+    ) -> bool {
         let mut channels: SmallVec<[Arc<Channel>; 1]> = SmallVec::new();
         for address in audience.addresses() {
             match self.channels.get(address) {
@@ -293,23 +299,29 @@ impl Sequencer {
             let stored = addresses.filter(|address| !matches!(address, Address::Connection(..)));
             channels = stored.map(|address| self.channel_of_record(address)).collect();
         }
-        self.outline_in(&channels, number, unread, now);
+        self.outline_in(&channels, number, undecoded, now);
         true
     }
 
     /// As [`append_outline`](Self::append_outline), for a record with one address. Returns false,
     /// and changes nothing, if its channel is not dormant.
-    pub(super) fn append_outline_for(&mut self, number: u64, to: AddressRef<'_>, unread: Unread, now: Millis) -> bool {
+    pub(super) fn append_outline_for(
+        &mut self,
+        number: u64,
+        to: AddressRef<'_>,
+        undecoded: Undecoded,
+        now: Millis,
+    ) -> bool {
         let channel = self.channels.get(&to as &dyn AsAddress).filter(|channel| channel.is_dormant());
         let Some(channel) = channel.cloned() else { return false };
-        self.outline_in(&[channel], number, unread, now);
+        self.outline_in(&[channel], number, undecoded, now);
         true
     }
 
-    fn outline_in(&mut self, channels: &[Arc<Channel>], number: u64, unread: Unread, now: Millis) {
+    fn outline_in(&mut self, channels: &[Arc<Channel>], number: u64, undecoded: Undecoded, now: Millis) {
         self.last = number;
-        let at = unread.published.map_or(now, |at| at.min(now));
-        let cost = unread.bytes.saturating_add(RECORD_OVERHEAD as u32);
+        let at = undecoded.published.map_or(now, |at| at.min(now));
+        let cost = undecoded.bytes.saturating_add(RECORD_OVERHEAD as u32);
         for channel in channels {
             self.outline(channel, Outline { sequence: number, at, cost }, now);
             channel.raise_latest(&self.readable.latest, number);

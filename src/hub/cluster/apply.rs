@@ -25,7 +25,7 @@ use crate::backplane::{Answer, BackplaneError, CurrentValue, LogState, Stored, i
 use crate::hub::Hub;
 use crate::hub::tasks::back_off::BackOff;
 use crate::hub::tasks::workers::wake_rest;
-use crate::log::{Effect, Entry, Millis, Unread};
+use crate::log::{Effect, Entry, Millis, Undecoded};
 use crate::sync::Ordering;
 use crate::types::{Address, Audience, Epoch};
 
@@ -236,8 +236,8 @@ impl Hub {
     /// As [`apply_outline`](Self::apply_outline), for a record whose audience can be read without parsing its JSON.
     fn apply_outline_unparsed(&self, stored: &Stored, age: Age, now: Millis) -> bool {
         let Some(Peeked { to, published_at, size }) = peek(&stored.payload) else { return false };
-        let unread = unread(Some(published_at), size, age, now);
-        let is_applied = self.log().outline_for(stored.sequence, to, unread, now);
+        let undecoded = undecoded(Some(published_at), size, age, now);
+        let is_applied = self.log().outline_for(stored.sequence, to, undecoded, now);
         if is_applied {
             self.note_delay(Some(published_at), age);
         }
@@ -276,8 +276,8 @@ impl Hub {
         if parsed.audience.addresses().iter().any(is_here) {
             return false;
         }
-        let unread = unread(parsed.published_at, parsed.size(), age, now);
-        self.log().outline(sequence, &parsed.audience, unread, now)
+        let undecoded = undecoded(parsed.published_at, parsed.size(), age, now);
+        self.log().outline(sequence, &parsed.audience, undecoded, now)
     }
 
     /// Decodes a record, and validates it by the rules of the publish API. The error is the
@@ -299,8 +299,8 @@ impl Hub {
 }
 
 /// Returns the properties of a record that is not decoded.
-fn unread(published_at: Option<u64>, size: usize, age: Age, now: Millis) -> Unread {
-    Unread { published: published(published_at, age, now), bytes: u32::try_from(size).unwrap_or(u32::MAX) }
+fn undecoded(published_at: Option<u64>, size: usize, age: Age, now: Millis) -> Undecoded {
+    Undecoded { published: published(published_at, age, now), bytes: u32::try_from(size).unwrap_or(u32::MAX) }
 }
 
 /// Returns the time on this hub's clock from which the age of a record counts, or `None` for now.

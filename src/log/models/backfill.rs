@@ -152,14 +152,14 @@ struct Reader {
     left: BTreeSet<usize>,
 }
 
-const UNREAD: Unread = Unread { published: None, bytes: 40 };
+const UNDECODED: Undecoded = Undecoded { published: None, bytes: 40 };
 
 fn apply_some(shared: &Shared, log: &Log, count: u64, now: Millis) {
     for (n, stored) in shared.all.range(log.last() + 1..).take(count as usize) {
         let audience = entry(&stored.to, None, 0).audience;
-        if stored.poison && !log.outline(*n, &audience, UNREAD, now) {
+        if stored.poison && !log.outline(*n, &audience, UNDECODED, now) {
             log.mark_lost(*n, Some(&audience), now);
-        } else if !stored.poison && !log.outline(*n, &audience, UNREAD, now) {
+        } else if !stored.poison && !log.outline(*n, &audience, UNDECODED, now) {
             log.apply(*n, entry(&stored.to, stored.except, *n), now);
         }
     }

@@ -228,15 +228,15 @@ impl World {
         self.shared.push(stored);
         let (sequence, stored) = (self.last(), &self.shared[self.shared.len() - 1]);
         assert!(self.logs[0].apply(sequence, stored.entry(), self.now));
-        let unread = Unread { published: None, bytes: 40 };
+        let undecoded = Undecoded { published: None, bytes: 40 };
         let to = match stored.audience.addresses() {
             [address @ (Address::Topic(_) | Address::User(_))] => Some(address.as_address()),
             _ => None,
         };
         // A hub reads no excluded connections without parsing the record.
         let to = to.filter(|_| stored.audience.excluded().is_empty());
-        if to.is_some_and(|to| self.logs[1].outline_for(sequence, to, unread, self.now))
-            || self.logs[1].outline(sequence, &stored.audience, unread, self.now)
+        if to.is_some_and(|to| self.logs[1].outline_for(sequence, to, undecoded, self.now))
+            || self.logs[1].outline(sequence, &stored.audience, undecoded, self.now)
         {
             self.outlined += 1;
         } else {
@@ -403,11 +403,11 @@ fn a_record_of_the_root_scope_is_not_taken_for_one_of_a_dormant_topic_of_another
     let root = address(2);
     let scope = ScopeName::named("s").unwrap();
     let scoped = Address::Topic(Topic::try_from("a").unwrap().placed_in(&scope).unwrap());
-    let unread = Unread { published: None, bytes: 40 };
-    assert!(log.outline(1, &scoped.clone().into(), unread, 0));
+    let undecoded = Undecoded { published: None, bytes: 40 };
+    assert!(log.outline(1, &scoped.clone().into(), undecoded, 0));
     let handle = Arc::new(CursorHandle::new(ConnectionId::from_bits(1)));
     log.open(&handle, [root], Begin::Fresh(Start::Live), 0);
-    assert!(!log.outline_for(2, address(2).as_address(), unread, 0));
+    assert!(!log.outline_for(2, address(2).as_address(), undecoded, 0));
     // The topic of the scope is still dormant.
-    assert!(log.outline(2, &scoped.into(), unread, 0));
+    assert!(log.outline(2, &scoped.into(), undecoded, 0));
 }

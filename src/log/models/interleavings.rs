@@ -316,8 +316,8 @@ fn entry(to: &str) -> Entry {
 
 /// Applies a record of the shared log, as the task does that follows the log.
 fn apply(log: &Log, sequence: u64, to: &str) {
-    let unread = Unread { published: None, bytes: 10 };
-    if !log.outline(sequence, &topic(to).into(), unread, 0) {
+    let undecoded = Undecoded { published: None, bytes: 10 };
+    if !log.outline(sequence, &topic(to).into(), undecoded, 0) {
         assert!(log.apply(sequence, entry(to), 0));
     }
     wake(log);
