@@ -23,7 +23,9 @@ impl Hub {
         for (user, connections, is_forgotten) in self.registry().all_users() {
             if connections > 0 || !is_forgotten {
                 let scope = scope_of(Some(user.scope_name()));
-                lines.push(format!("the user {user}{scope}, who is not forgotten (connections: {connections})"));
+                lines.push(format!(
+                    "the user {user}{scope}, whose grace period has not begun (connections: {connections})"
+                ));
             }
         }
         for (topic, user, connections) in self.inner.presences.roster.lock().all() {

@@ -44,7 +44,7 @@ async fn an_open_stream_is_a_leak_that_the_failure_describes() {
     for expected in [
         "the hub still holds state of connections after 5s:",
         &format!("\n  the connection {} of ada with the topics [\"news\"]", page.connection()),
-        "\n  the user ada, who is not forgotten (connections: 1)",
+        "\n  the user ada, whose grace period has not begun (connections: 1)",
         "\n  the member ada of the topic news (connections: 1)",
         "\n  listeners of the topic news: 1",
         "\n  listeners of the user ada: 1",
