@@ -281,6 +281,20 @@ async fn publishers_and_writers_of_runs_record_what_they_publish() {
 }
 
 #[tokio::test]
+async fn a_call_without_events_records_no_publish() {
+    let (hub, handle) = build(Hub::builder());
+    let count = || samples(&handle)["sse_server_publish_duration_count"];
+    let begin = async |name: &str| hub.run(name).begin().await.unwrap();
+    begin("imports/7").await.finish().await.unwrap();
+    begin("imports/8").await.fail("interrupted").await.unwrap();
+    begin("imports/9").await.publish_many([]).await.unwrap();
+    assert!(hub.publish_many([]).await.is_empty());
+    assert_eq!(count(), 0.0);
+    begin("imports/10").await.finish_with(headline()).await.unwrap();
+    assert_eq!(count(), 1.0);
+}
+
+#[tokio::test]
 async fn a_broker_that_cannot_be_reached_shows_in_the_metrics() {
     let nowhere = Redis::new(&format!("redis://127.0.0.1:{}", free_port()), "metrics").unwrap();
     let (hub, handle) = build(Hub::builder().backplane(nowhere).publish_timeout(Duration::from_millis(200)));

@@ -91,9 +91,16 @@ impl Hub {
     /// Brings the metrics up to date, for example before the handler of `/metrics` renders them.
     /// This method needs the feature `metrics`. `docs/metrics.md` lists the metrics.
     ///
-    /// The hub calls this method itself at least every 5 s while a stream is open or the log of
-    /// this process has events, so that exporters that push need no calls. A call costs as much as
-    /// [`stats`](Self::stats).
+    /// The hub also brings the metrics up to date itself, so that an exporter that pushes needs no
+    /// call:
+    ///
+    /// - at least every 5 s while a stream is open or an event is retained
+    /// - after the last event has expired, after a refusal, and when the hub is dropped
+    /// - with a [shared log](crate::HubBuilder::backplane), at least every third of
+    ///   [`peer_timeout`](crate::HubBuilder::peer_timeout), and when the hub becomes stale or has
+    ///   recovered
+    ///
+    /// A call costs as much as [`stats`](Self::stats).
     ///
     /// Metrics go to the recorder that was installed when the hub was built. Install the recorder
     /// first. The metrics of several hubs in a process are their sum.

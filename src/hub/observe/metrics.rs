@@ -298,7 +298,7 @@ impl Default for PublishMetrics {
 impl PublishMetrics {
     /// Begins to measure a call that publishes.
     pub(in crate::hub) fn begin(&self) -> PublishCall<'_> {
-        PublishCall { metrics: self, started: Instant::now(), unconfirmed: 0 }
+        PublishCall { metrics: self, started: Instant::now(), events: 0, has_ended: false }
     }
 
     /// Counts an event that could not be published.
@@ -315,23 +315,25 @@ impl PublishMetrics {
 
 opaque_debug!(|_metrics: PublishMetrics| {});
 
-/// A call that publishes. Its drop records its duration.
+/// A call that publishes. Its drop records its duration, unless the call had no events.
 pub(in crate::hub) struct PublishCall<'a> {
     metrics: &'a PublishMetrics,
     started: Instant,
-    /// The events whose outcome is unknown if the future of the call is dropped.
-    unconfirmed: usize,
+    /// The number of events, or zero until [`waits_for`](Self::waits_for) or the end of the call.
+    events: usize,
+    /// Whether the outcome of the events is known. False if the future of the call is dropped.
+    has_ended: bool,
 }
 
 impl PublishCall<'_> {
     /// Notes that the call is about to wait for the outcome of these events.
     pub(in crate::hub) fn waits_for(&mut self, events: usize) {
-        self.unconfirmed = events;
+        self.events = events;
     }
 
     /// Ends the call with these results, one for each event.
     pub(in crate::hub) fn end<T>(mut self, results: &[Result<T, PublishError>]) {
-        self.unconfirmed = 0;
+        (self.events, self.has_ended) = (results.len(), true);
         let errors = results.iter().filter_map(|result| result.as_ref().err());
         errors.clone().for_each(|error| self.metrics.failed(error));
         self.metrics.published.increment((results.len() - errors.count()) as u64);
@@ -339,7 +341,7 @@ impl PublishCall<'_> {
 
     /// Ends the call of a writer of a run, which has published all of these events or none.
     pub(in crate::hub) fn end_for_run<T>(mut self, events: usize, result: &Result<T, RunError>) {
-        self.unconfirmed = 0;
+        (self.events, self.has_ended) = (events, true);
         let counter = match result {
             Ok(_) => &self.metrics.published,
             Err(error) if error.is_unknown() => &self.metrics.unknown,
@@ -353,7 +355,11 @@ impl PublishCall<'_> {
 
 impl Drop for PublishCall<'_> {
     fn drop(&mut self) {
-        self.metrics.unknown.increment(self.unconfirmed as u64);
-        self.metrics.duration.record(self.started.elapsed());
+        if !self.has_ended {
+            self.metrics.unknown.increment(self.events as u64);
+        }
+        if self.events > 0 {
+            self.metrics.duration.record(self.started.elapsed());
+        }
     }
 }
