@@ -265,10 +265,7 @@ fn held_of_topics(hub: &Hub, topics: usize, event: impl Fn() -> Event) -> f64 {
 
 fn assert_is_near(counted: usize, held: f64) {
     let ratio = counted as f64 / held;
-    assert!(
-        (0.8..=1.2).contains(&ratio),
-        "{counted} bytes are counted and {held} are allocated: {ratio:.2}"
-    );
+    assert!((0.8..=1.2).contains(&ratio), "{counted} bytes are counted and {held} are allocated: {ratio:.2}");
 }
 
 #[test]

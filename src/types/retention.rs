@@ -18,6 +18,16 @@ use std::time::Duration;
 /// ([`HubBuilder::retention_budget`](crate::HubBuilder::retention_budget),
 /// [`HubBuilder::keyed_budget`](crate::HubBuilder::keyed_budget)) apply to all audiences together.
 ///
+/// With a [`backplane`](crate::HubBuilder::backplane), the limits of the broker's log bound the
+/// history of some audiences too. An instance does not store the events of a topic or user that has
+/// had no listener on this instance for [`presence_grace`](crate::HubBuilder::presence_grace), and
+/// at least one minute. It reads these events from the broker's log. If that log drops an event
+/// before this rule would, a client that missed the event receives a gap. By default, the log has
+/// the newest 100,000 events of all audiences together. So from 334 events a second on, it holds
+/// less than the 5 minutes of [`replay`](Self::replay). Raise the `LogLimits` of the adapter on a
+/// busy log. Every instance stores the events to everyone, and those of audiences with
+/// [`latest_per_key`](Self::latest_per_key).
+///
 /// ```
 /// use std::time::Duration;
 /// use tower_sse::{Hub, Retention, TopicFilter};
@@ -97,8 +107,9 @@ impl Retention {
     /// ([`HubBuilder::backplane`](crate::HubBuilder::backplane)), these bounds apply to each
     /// instance. A client that reconnects with an older cursor receives the older events from the
     /// broker's log, as far back as that log goes. If clients must not read old events, set the
-    /// limits of the broker's log. An instance reads the events within these bounds from the
-    /// broker's log too, if their audience had no listener on this instance for a minute or more.
+    /// limits of the broker's log. If the audience had no listener on this instance for a minute or
+    /// more, the instance reads the events within these bounds from the broker's log too. A client
+    /// then receives a gap for the events that this log no longer has: see [`Retention`].
     #[must_use]
     pub fn replay() -> Self {
         let ring = Bounds { count: 1024, bytes: 1 << 20, age: Some(Duration::from_secs(300)) };
