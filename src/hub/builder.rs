@@ -209,7 +209,7 @@ impl HubBuilder {
     /// Limits the number of open connections of one [scope](crate::Scope) on this instance, in
     /// place of [`max_connections_per_scope`](Self::max_connections_per_scope). The action over the
     /// limit is that of the limit for all scopes, or [`OverLimit::Refuse`] without such a limit.
-    /// Call this method once for each scope with a limit of its own. Defaults to none.
+    /// Call this method once for each scope that has a different limit. Defaults to none.
     pub fn max_connections_of_scope(mut self, scope: impl fmt::Display, connections: usize) -> Self {
         let limits = &mut self.configuration.settings.limits;
         limits.of_scope.insert(scope.to_string().into(), connections);

@@ -72,7 +72,7 @@ impl Hub {
     /// Returns the change that a client requests, if the grants of the access hook allow the
     /// change.
     fn requested_change(&self, request: &StreamRequest, granted: &Subscription) -> Result<Change, Refusal> {
-        // The topics of a page are those of its scope. A name in a request has no scope of its own.
+        // The topics of a page are those of its scope. A name in a request has no scope.
         let topic = |name| Topic::try_from(name)?.placed_in(&granted.scope);
         let topics = |field| request.query_values(field).map(topic).collect::<Result<Vec<_>, InvalidName>>();
         // The same refusal for an invalid name as for a topic that is not granted.

@@ -25,7 +25,7 @@ const BATCH: usize = 512;
 /// A shared log in the memory of this process, whose faults a test scripts. Clones are the same
 /// log.
 ///
-/// Each hub has a [connection](Self::connect), with [`Faults`] of its own. The methods of the log
+/// Each hub has its own [connection](Self::connect) with its own [`Faults`]. The methods of the log
 /// itself change its history, as failures and administrators do at a broker.
 ///
 /// ```

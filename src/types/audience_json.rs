@@ -1,7 +1,7 @@
 //! The JSON of an audience, in records on a broker and in messages between instances: the addresses
 //! in `to`, and the excluded connections in a separate list.
 //!
-//! The addresses of a scope are in an object of their own, `scoped`. A reader that does not know
+//! The addresses of a scope are in a separate object, `scoped`. A reader that does not know
 //! scopes ignores this object, and reads no address. If the scope were a field beside the topics
 //! and the users, such a reader would take them for topics and users without a scope.
 

@@ -9,7 +9,7 @@
 //!    [`last_event_id`]).
 //! 3. Each reason has one spelling for the wire, the statistics and the logs ([`reason`]).
 //! 4. Errors are opaque. Their predicates tell callers how to react ([`error`]).
-//! 5. A name, an address and a subscription have one scope each, as a field of their own
+//! 5. A name, an address and a subscription have one scope each, as a separate field
 //!    ([`scope_name`], [`name`], [`audience`]).
 //! 6. Decisions and disconnections are ordered by a count, not by a clock ([`disconnect_clock`]).
 

@@ -1,7 +1,7 @@
 //! The names of topics, users and connections. A name is checked when it is created, so that every
 //! value of these types is valid.
 //!
-//! The scope of a name is a field of its own. Two names are equal if both their texts and their
+//! The scope of a name is a separate field. Two names are equal if both their texts and their
 //! scopes are equal, so every table with names as keys keeps scopes apart.
 
 use std::fmt;

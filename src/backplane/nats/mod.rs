@@ -221,7 +221,8 @@ impl Nats {
 
     /// Sets the prefix of the subjects on which the adapter receives answers. Defaults to `_INBOX`.
     ///
-    /// With a prefix of its own, a NATS user needs no permission for the answers to other users.
+    /// If each NATS user has a different prefix, no user needs a permission for the answers to the
+    /// other users.
     ///
     /// ```
     /// # #[cfg(feature = "nats")] fn main() -> Result<(), Box<dyn std::error::Error>> {

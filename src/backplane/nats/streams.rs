@@ -2,7 +2,7 @@
 //! settings that would lose records.
 //!
 //! An old server ignores settings that it does not support. So the adapter checks the settings that
-//! the server returns, not the settings of its own request.
+//! the server returns, not the settings that it has requested.
 
 use std::time::{Duration, Instant};
 
@@ -103,7 +103,7 @@ pub(super) struct Plain<'n> {
 }
 
 impl<'n> Plain<'n> {
-    /// All of these streams. The log and the stream of values have functions of their own.
+    /// All of these streams. The log and the stream of values have separate functions.
     fn all(names: &'n Names) -> [Self; 5] {
         [Self::bucket(names), Self::control(names), Self::shared(names), Self::deposits(names), Self::journals(names)]
     }

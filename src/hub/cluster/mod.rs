@@ -16,7 +16,7 @@
 //! 7. A record on a broker is JSON, which programs in other languages can write. The hub skips a
 //!    record that it cannot decode, or that breaks the rules for published events ([`record`],
 //!    [`presence_records`]).
-//! 8. Runs are stored in journals of their own ([`runs`]). One task reads them. Another one ends
+//! 8. Each run is stored in its own journal ([`runs`]). One task reads them. Another one ends
 //!    runs whose callers are gone ([`run_ends`]).
 //! 9. Instances with different settings work together. Each of them logs at most one warning
 //!    ([`settings_digest`]).

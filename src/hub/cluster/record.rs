@@ -8,8 +8,8 @@
 //!
 //! `docs/broker.md` documents the format and has test vectors. `v` is the version. `to` and
 //! `except` have the same meaning in every later version, so that an instance that cannot read a
-//! record can still report a gap to its audience. Later versions may only add targets in fields of
-//! their own, as the targets of a scope are.
+//! record can still report a gap to its audience. Later versions may only add targets in separate
+//! fields, as the targets of a scope are.
 //!
 //! An instance without listeners for a record needs only its audience, so the decoding has three
 //! steps. [`peek`](super::peek) reads the audience of most records without parsing the JSON,

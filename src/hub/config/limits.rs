@@ -49,8 +49,8 @@ pub(crate) struct Limits {
     pub(crate) per_user: Option<(usize, OverLimit)>,
     /// The limit of each scope, except the root scope.
     pub(crate) per_scope: Option<(usize, OverLimit)>,
-    /// The limits of scopes with a limit of their own. They have the policy of `per_scope`, if it
-    /// is set.
+    /// The limits of the scopes that have a separate limit. They have the policy of `per_scope`, if
+    /// it is set.
     pub(crate) of_scope: HashMap<Box<str>, usize>,
     pub(crate) per_second: Option<u32>,
 }

@@ -46,7 +46,7 @@ const EVERYONE: u64 = 1;
 const TOPIC: u64 = 2;
 const USER: u64 = 3;
 const CONNECTION: u64 = 4;
-// With scopes. These are kinds of their own, because a reader that ignores the scope must not take
+// With scopes. These are separate kinds, because a reader that ignores the scope must not take
 // them for the kinds above.
 const EVERYONE_OF_SCOPE: u64 = 5;
 const CONNECTION_OF_SCOPE: u64 = 6;

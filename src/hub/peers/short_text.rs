@@ -1,6 +1,6 @@
 //! Names of users in little memory.
 
-/// The number of bytes of a name that needs no allocation of its own.
+/// The number of bytes of a name that needs no allocation.
 const INLINE: usize = 22;
 
 /// The name of a user. It takes 24 bytes, and a longer name in addition its length.

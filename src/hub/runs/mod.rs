@@ -1,6 +1,6 @@
 //! The runs that this instance writes or reads: their events, their ends and their readers.
 //!
-//! A run is not part of the log. Its events have numbers of their own, and they stay until the run
+//! A run is not part of the log. Its events have separate numbers, and they stay until the run
 //! is forgotten.
 //!
 //! 1. A run's events are only added at the end, and none is removed while a reader can read the run
