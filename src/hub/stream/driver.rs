@@ -147,6 +147,8 @@ struct Opening {
 }
 
 /// The next step of a stream, which the caller writes.
+///
+/// The ending is in a box, because each delivery moves a step, and each stream ends only once.
 #[derive(Debug)]
 pub(crate) enum Step {
     Hello {
@@ -164,7 +166,7 @@ pub(crate) enum Step {
     /// Events of a run, and the end if the run has ended.
     Run {
         frames: SmallVec<[Frame; 1]>,
-        end: Option<Ending>,
+        end: Option<Box<Ending>>,
     },
     /// `hub.live`, with the topics in force if they have changed.
     Live(Position, Option<Vec<Topic>>),
@@ -172,7 +174,7 @@ pub(crate) enum Step {
     /// `hub.stale`: the hub cannot follow the shared log now.
     Stale,
     Expiring(Duration),
-    Bye(Ending),
+    Bye(Box<Ending>),
     /// The end with an error, as the last step of a stream with [`StreamEnd::Abort`].
     Abort,
 }
@@ -583,7 +585,7 @@ impl StreamDriver {
     }
 
     /// Ends the stream because its run has ended.
-    fn finish_run(&mut self, over: &Over, has_will: bool) -> Ending {
+    fn finish_run(&mut self, over: &Over, has_will: bool) -> Box<Ending> {
         // Without a last will, clients of the bare profile would take a proper end for a success.
         let is_break = self.bare.is_some() && over.end == RunEnd::Aborted && !has_will;
         self.end = if is_break { StreamEnd::Abort } else { StreamEnd::Clean };
@@ -742,11 +744,11 @@ impl StreamDriver {
     }
 
     /// Makes the next step the last one. Returns the ending that stands.
-    fn set_ending(&mut self, ending: Ending) -> Ending {
+    fn set_ending(&mut self, ending: Ending) -> Box<Ending> {
         let ending = self.handle.end(ending);
         self.stage = Stage::Ending;
         self.hub.inner.forget(&self.handle, ending.reason);
-        ending
+        Box::new(ending)
     }
 }
 

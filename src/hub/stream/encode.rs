@@ -145,7 +145,7 @@ fn bare_line(step: &Step, settings: &Settings) -> Bytes {
     match step {
         Step::Hello { .. } => hub_events::retry_line(settings.retry),
         // The time spreads the reconnects of clients whose streams end together.
-        Step::Bye(Ending { retry: Some(retry), .. }) => hub_events::retry_line(*retry),
+        Step::Bye(ending) => ending.retry.map_or_else(Bytes::new, hub_events::retry_line),
         _ => Bytes::new(),
     }
 }
