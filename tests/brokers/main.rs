@@ -31,6 +31,7 @@ mod nats;
 mod nats_access;
 mod nats_answers;
 mod nats_cluster;
+mod nats_rewrites;
 mod next_version;
 mod pass_journals;
 mod past;

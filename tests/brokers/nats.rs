@@ -5,11 +5,10 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures::StreamExt;
-use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
-use tokio::net::{TcpListener, TcpStream};
 use tower_sse::backplane::{Backplane, LogLimits, LogPosition, LogState, Nats, NewRecord, Value};
 
 use crate::kit::soon;
+use crate::nats_rewrites::{SINGLE, announcing, set_to_zero};
 use crate::nats_server::NatsServer;
 
 fn record(text: &str) -> NewRecord {
@@ -253,57 +252,12 @@ async fn a_server_without_jetstream_is_an_error_that_names_jetstream() {
     assert!(!hub.is_ready());
 }
 
-/// Starts a proxy in front of a server, and returns its URL. The proxy replaces a number in the
-/// server's answers, because a member of a cluster may send such a number.
-async fn answers_with(server: &NatsServer, field: &'static str, number: u64) -> String {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let (url, port) = (format!("nats://{}", listener.local_addr().unwrap()), server.port);
-    tokio::spawn(async move {
-        while let Ok((client, _)) = listener.accept().await {
-            let (mut requests, mut to_client) = client.into_split();
-            let (answers, mut to_server) = TcpStream::connect(("127.0.0.1", port)).await.unwrap().into_split();
-            tokio::spawn(async move { tokio::io::copy(&mut requests, &mut to_server).await });
-            tokio::spawn(async move {
-                let mut answers = BufReader::new(answers);
-                while let Some(bytes) = answer(&mut answers, field, number).await {
-                    to_client.write_all(&bytes).await.unwrap();
-                }
-            });
-        }
-    });
-    url
-}
-
-/// Reads the next line of the server. If the line is `MSG … LENGTH`, reads the message too, and
-/// replaces the number in it.
-async fn answer(server: &mut BufReader<impl AsyncReadExt + Unpin>, field: &str, number: u64) -> Option<Vec<u8>> {
-    let mut line = String::new();
-    server.read_line(&mut line).await.ok().filter(|&count| count > 0)?;
-    let is_message = line.starts_with("MSG ") || line.starts_with("HMSG ");
-    let Some((head, length)) = line.trim_end().rsplit_once(' ').filter(|_| is_message) else {
-        return Some(line.into_bytes());
-    };
-    let mut message = vec![0; length.parse::<usize>().unwrap() + 2];
-    server.read_exact(&mut message).await.ok()?;
-    let name = format!("\"{field}\":");
-    match message.windows(name.len()).position(|bytes| bytes == name.as_bytes()) {
-        Some(at) if line.starts_with("MSG ") => {
-            let at = at + name.len();
-            let digits = message[at..].iter().take_while(|byte| byte.is_ascii_digit()).count();
-            message.splice(at..at + digits, number.to_string().into_bytes());
-            line = format!("{head} {}\r\n", message.len() - 2);
-        }
-        _ => {}
-    }
-    Some([line.into_bytes(), message].concat())
-}
-
 /// The server may read from a replica that does not have the newest records yet.
 #[tokio::test]
 async fn a_read_of_a_replica_that_is_behind_is_an_error() {
     let Some(server) = NatsServer::start() else { return };
     append(&Nats::new(&server.url(), "n").unwrap(), vec![record("1"), record("2"), record("3")]).await;
-    let behind = Nats::new(&answers_with(&server, "num_pending", 0).await, "n").unwrap();
+    let behind = announcing(SINGLE, &server, |_, json| set_to_zero(json, "num_pending")).await;
     assert_eq!(soon(behind.state(None)).await.unwrap().last, 3);
     let error = soon(behind.range(1, 10)).await.unwrap_err();
     assert!(!error.is_rejected() && !error.is_unknown(), "{error}");
@@ -335,7 +289,7 @@ async fn a_repeated_key_without_a_number_is_an_unknown_outcome() {
     let mut once = record("once");
     once.idempotency_key = Some("key".into());
     append(&Nats::new(&server.url(), "n").unwrap(), vec![once.clone()]).await;
-    let log = Nats::new(&answers_with(&server, "seq", 0).await, "n").unwrap();
+    let log = announcing(SINGLE, &server, |_, json| set_to_zero(json, "seq")).await;
     let error = soon(log.append(vec![once], None)).await.remove(0).unwrap_err();
     assert!(error.is_unknown(), "{error}");
 }

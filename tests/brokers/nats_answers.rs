@@ -1,6 +1,6 @@
 //! Answers that a member of a NATS cluster may give: a description of a stream without a leader, a
 //! number that is too low, a stream or a message that a new leader does not know yet, and a replica
-//! that is behind. A proxy in front of a single server rewrites its answers.
+//! that is behind. A proxy in front of a single server rewrites its answers, see `nats_rewrites`.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -11,18 +11,18 @@ use bytes::Bytes;
 use futures::StreamExt;
 use futures::future::join_all;
 use serde_json::{Value as Json, json};
-use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
-use tokio::net::{TcpListener, TcpStream};
 use tower_sse::backplane::{
-    Backplane, Begun, JournalAppend, Journals as _, LogPosition, LogState, Nats, NewRecord, Value,
+    Backplane, BackplaneError, Begun, JournalAppend, JournalId, Journals as _, LogPosition, LogState, Nats, NewRecord,
+    Value,
 };
 use tower_sse::{Cursor, Event, Hub, SubscriberItem, Subscription};
 
 use crate::kit::{soon, until};
+use crate::nats_rewrites::{
+    Announced, LEADER, MEMBER, SINGLE, announcing, count_down, is_info, is_info_of, is_message_of, lower, member,
+    set_no_message, set_no_stream, set_to_zero,
+};
 use crate::nats_server::NatsServer;
-
-/// The name of a member in descriptions of streams.
-const LEADER: &str = "one";
 
 fn record(text: &str) -> NewRecord {
     NewRecord::new(Bytes::from(text.to_owned()))
@@ -32,102 +32,6 @@ async fn append(log: &Nats, records: Vec<NewRecord>) -> Vec<LogPosition> {
     soon(log.append(records, None)).await.into_iter().map(Result::unwrap).collect()
 }
 
-/// Changes a request, which has its subject, or an answer, which has none.
-type Rewrite = dyn Fn(Option<&str>, &mut Json) + Send + Sync;
-
-/// Starts a proxy in front of a server, which then looks like a member of a cluster with a current
-/// version. Returns an adapter that uses the proxy.
-async fn member(server: &NatsServer, rewrite: impl Fn(Option<&str>, &mut Json) + Send + Sync + 'static) -> Nats {
-    let rewrite = move |subject: Option<&str>, json: &mut Json| {
-        if is_info(json) && json["config"].is_object() {
-            json["cluster"] = json!({ "name": "test", "leader": LEADER });
-        }
-        rewrite(subject, json);
-    };
-    Nats::new(&proxy(server.port, MEMBER, Arc::new(rewrite)).await, "n").unwrap()
-}
-
-/// What a server announces about itself.
-#[derive(Clone, Copy)]
-struct Announced {
-    version: &'static str,
-    /// The name of the cluster.
-    cluster: Option<&'static str>,
-}
-
-const MEMBER: Announced = Announced { version: "2.15.1", cluster: Some("test") };
-
-/// Whether this is the description of a stream, or the error in place of one.
-fn is_info(json: &Json) -> bool {
-    json["type"].as_str().is_some_and(|kind| kind.ends_with(".stream_info_response"))
-}
-
-fn is_info_of(json: &Json, stream: &str) -> bool {
-    is_info(json) && json["config"]["name"] == stream
-}
-
-/// Whether this is the answer to a request for a message.
-fn is_message(json: &Json) -> bool {
-    json["type"].as_str().is_some_and(|kind| kind.ends_with(".stream_msg_get_response"))
-}
-
-fn set_error(json: &mut Json, code: u64, err_code: u64, description: &str) {
-    let kind = json["type"].take();
-    *json = json!({ "type": kind, "error": { "code": code, "err_code": err_code, "description": description } });
-}
-
-async fn proxy(port: u16, announced: Announced, rewrite: Arc<Rewrite>) -> String {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let url = format!("nats://{}", listener.local_addr().unwrap());
-    tokio::spawn(async move {
-        while let Ok((client, _)) = listener.accept().await {
-            let (requests, to_client) = client.into_split();
-            let (answers, to_server) = TcpStream::connect(("127.0.0.1", port)).await.unwrap().into_split();
-            for (from, mut to) in [(requests, to_server), (answers, to_client)] {
-                let rewrite = Arc::clone(&rewrite);
-                tokio::spawn(async move {
-                    let mut from = BufReader::new(from);
-                    while let Some(bytes) = frame(&mut from, announced, &*rewrite).await {
-                        if to.write_all(&bytes).await.is_err() {
-                            return;
-                        }
-                    }
-                });
-            }
-        }
-    });
-    url
-}
-
-/// Reads one line and, if it announces a message, the message. Rewrites a message of JSON.
-async fn frame(
-    from: &mut BufReader<impl AsyncReadExt + Unpin>,
-    announced: Announced,
-    rewrite: &Rewrite,
-) -> Option<Vec<u8>> {
-    let mut line = String::new();
-    from.read_line(&mut line).await.ok().filter(|&count| count > 0)?;
-    if let Some(info) = line.strip_prefix("INFO ") {
-        let mut info: Json = serde_json::from_str(info).unwrap();
-        info["cluster"] = json!(announced.cluster);
-        info["version"] = json!(announced.version);
-        return Some(format!("INFO {info}\r\n").into_bytes());
-    }
-    let has_message = ["MSG ", "HMSG ", "PUB ", "HPUB "].iter().any(|verb| line.starts_with(verb));
-    let Some((head, length)) = line.trim_end().rsplit_once(' ').filter(|_| has_message) else {
-        return Some(line.into_bytes());
-    };
-    let mut message = vec![0; length.parse::<usize>().unwrap() + 2];
-    from.read_exact(&mut message).await.ok()?;
-    let subject = head.strip_prefix("PUB ").and_then(|head| head.split(' ').next());
-    if let Ok(mut json @ Json::Object(_)) = serde_json::from_slice(&message[..message.len() - 2]) {
-        rewrite(subject, &mut json);
-        let json = json.to_string();
-        return Some(format!("{head} {}\r\n{json}\r\n", json.len()).into_bytes());
-    }
-    Some([line.into_bytes(), message].concat())
-}
-
 /// Appends 120 records, and returns the state after them.
 async fn filled(server: &NatsServer) -> (Nats, LogState) {
     let log = Nats::new(&server.url(), "n").unwrap();
@@ -135,6 +39,29 @@ async fn filled(server: &NatsServer) -> (Nats, LogState) {
     let state = soon(log.state(None)).await.unwrap();
     assert_eq!(state.last, 120);
     (log, state)
+}
+
+/// Appends 120 records and a value, and returns the state before the value.
+async fn filled_with_value(server: &NatsServer) -> (Nats, LogState) {
+    let (log, state) = filled(server).await;
+    let mut value = record("value");
+    value.values = vec![Value::new("id", false)];
+    append(&log, vec![value]).await;
+    server.wait_until_copied("n", 1).await;
+    (log, state)
+}
+
+/// Begins a run with two entries.
+async fn begun_run(log: &Nats) -> JournalId {
+    let Begun::New(id) = soon(log.begin_journal("run", "1".into())).await.unwrap() else { panic!() };
+    soon(log.append_journal("run", id, 1, "2".into(), None)).await.unwrap();
+    id
+}
+
+/// Checks that a read fails for now, and has a known outcome.
+fn assert_unavailable<T: std::fmt::Debug>(read: Result<T, BackplaneError>) {
+    let error = read.unwrap_err();
+    assert!(!error.is_rejected() && !error.is_unknown(), "{error}");
 }
 
 fn seen(state: LogState) -> Option<LogPosition> {
@@ -149,16 +76,15 @@ async fn a_description_without_a_leader_is_an_error_and_a_number_that_is_too_low
     let hub = Hub::builder().backplane(log.clone()).build().unwrap();
     until(|| hub.is_ready()).await;
     let mut page = hub.subscribe(Subscription::anonymous().topic("t"), Cursor::Absent).unwrap();
-    let lower = |leader: &'static str| {
+    let lower_with = |leader: &'static str| {
         move |_: Option<&str>, json: &mut Json| {
+            lower(json);
             if is_info_of(json, "tower-sse-log_n") {
-                let last = json["state"]["last_seq"].as_u64().unwrap();
-                json["state"]["last_seq"] = json!(last - 100);
                 json["cluster"]["leader"] = json!(leader);
             }
         }
     };
-    let leaderless = member(&server, lower("")).await;
+    let leaderless = member(&server, lower_with("")).await;
     for _ in 0..2 {
         let error = soon(leaderless.state(seen(before))).await.unwrap_err();
         assert!(!error.is_rejected() && error.to_string().contains("has no leader"), "{error}");
@@ -166,7 +92,7 @@ async fn a_description_without_a_leader_is_an_error_and_a_number_that_is_too_low
     assert_eq!(soon(log.state(seen(before))).await.unwrap(), before);
 
     // Once for the session that is opened, and once for the session that is open.
-    let behind = member(&server, lower(LEADER)).await;
+    let behind = member(&server, lower_with(LEADER)).await;
     for proofs in 1..=2 {
         let state = soon(behind.state(seen(before))).await.unwrap();
         assert_eq!((state.epoch, state.last), (before.epoch, before.last + proofs));
@@ -254,10 +180,8 @@ async fn a_record_of_the_adapter_that_was_replaced_begins_a_new_epoch_after_the_
         if !lost.load(Ordering::SeqCst) {
             return;
         }
-        if is_info_of(json, "tower-sse-log_n") {
-            json["state"]["last_seq"] = json!(json["state"]["last_seq"].as_u64().unwrap() - 100);
-        }
-        if is_message(json) && json["message"]["seq"] == 121 {
+        lower(json);
+        if is_message_of(json, ".r.") && json["message"]["seq"] == 121 {
             json["message"]["data"] = json!("b3RoZXI=");
         }
     })
@@ -281,8 +205,7 @@ async fn a_single_server_that_names_itself_as_the_leader_is_not_a_cluster() {
         }
         asked.fetch_add(usize::from(subject == Some("$JS.API.STREAM.INFO.tower-sse-shared_n")), Ordering::SeqCst);
     };
-    let single = Announced { version: "2.10.0", cluster: None };
-    let log = Nats::new(&proxy(server.port, single, Arc::new(rewrite)).await, "n").unwrap();
+    let log = announcing(SINGLE, &server, rewrite).await;
     assert_eq!(soon(log.state(None)).await.unwrap(), before);
     // The adapter asks once for a stream that does not exist.
     server.api("STREAM.DELETE.tower-sse-shared_n", "").await;
@@ -329,19 +252,10 @@ async fn records_that_were_removed_from_a_cluster_are_no_error() {
 #[tokio::test]
 async fn a_description_whose_number_is_too_low_deletes_no_value() {
     let Some(server) = NatsServer::start() else { return };
-    let (log, _) = filled(&server).await;
-    let mut value = record("value");
-    value.values = vec![Value::new("id", false)];
-    append(&log, vec![value]).await;
-    server.wait_until_copied("n", 1).await;
+    filled_with_value(&server).await;
     let created = async || server.api("STREAM.INFO.tower-sse-values_n", "").await["created"].clone();
     let before = created().await;
-    let behind = member(&server, |_, json| {
-        if is_info_of(json, "tower-sse-log_n") {
-            json["state"]["last_seq"] = json!(json["state"]["last_seq"].as_u64().unwrap() - 100);
-        }
-    })
-    .await;
+    let behind = member(&server, |_, json| lower(json)).await;
     soon(behind.state(None)).await.unwrap();
     assert_eq!((created().await, soon(behind.values()).await.unwrap().len()), (before, 1));
 }
@@ -365,19 +279,12 @@ async fn a_log_of_a_cluster_is_created_within_a_short_time_limit() {
 #[tokio::test]
 async fn a_stream_that_a_new_leader_does_not_know_yet_is_neither_created_again_nor_lost() {
     let Some(server) = NatsServer::start() else { return };
-    let (log, before) = filled(&server).await;
-    let mut value = record("value");
-    value.values = vec![Value::new("id", false)];
-    append(&log, vec![value]).await;
-    server.wait_until_copied("n", 1).await;
+    let (log, before) = filled_with_value(&server).await;
     let unknown = |times: usize| {
         let times = AtomicUsize::new(times);
         move |_: Option<&str>, json: &mut Json| {
-            let is_left = |left: usize| left.checked_sub(1);
-            if is_info_of(json, "tower-sse-log_n")
-                && times.fetch_update(Ordering::SeqCst, Ordering::SeqCst, is_left).is_ok()
-            {
-                set_error(json, 404, 10059, "stream not found");
+            if is_info_of(json, "tower-sse-log_n") && count_down(&times) {
+                set_no_stream(json);
             }
         }
     };
@@ -416,36 +323,20 @@ async fn a_tail_skips_records_that_a_replica_delivers_again() {
 #[tokio::test]
 async fn records_and_values_that_a_replica_does_not_have_yet_are_an_error() {
     let Some(server) = NatsServer::start() else { return };
-    let (log, _) = filled(&server).await;
-    let mut value = record("value");
-    value.values = vec![Value::new("id", false)];
-    append(&log, vec![value]).await;
-    server.wait_until_copied("n", 1).await;
-    let empty = member(&server, |_, json| {
-        if json["num_pending"].is_u64() {
-            json["num_pending"] = json!(0);
-        }
-    })
-    .await;
-    for error in [soon(empty.range(100, 10)).await.map(drop), soon(empty.values()).await.map(drop)] {
-        let error = error.unwrap_err();
-        assert!(!error.is_rejected() && !error.is_unknown(), "{error}");
-    }
+    filled_with_value(&server).await;
+    let empty = member(&server, |_, json| set_to_zero(json, "num_pending")).await;
+    assert_unavailable(soon(empty.range(100, 10)).await);
+    assert_unavailable(soon(empty.values()).await);
     let replaced = member(&server, |_, json| {
-        if json["num_pending"].is_u64() {
-            json["num_pending"] = json!(0);
+        set_to_zero(json, "num_pending");
+        if is_message_of(json, ".r.") {
+            set_no_message(json);
         }
-        if is_message(json) && json["message"]["subject"].as_str().is_some_and(|subject| subject.contains(".r.")) {
-            set_error(json, 404, 10037, "no message found");
-        }
-        if is_info_of(json, "tower-sse-log_n") {
-            json["state"]["last_seq"] = json!(json["state"]["last_seq"].as_u64().unwrap() - 100);
-        }
+        lower(json);
     })
     .await;
     let end = soon(replaced.state(None)).await.unwrap().last;
-    let error = soon(replaced.range(100, 10)).await.unwrap_err();
-    assert!(!error.is_rejected() && !error.is_unknown(), "{error}");
+    assert_unavailable(soon(replaced.range(100, 10)).await);
     // The log ends here.
     assert_eq!(soon(replaced.range(end, 10)).await.unwrap(), []);
 }
@@ -456,19 +347,13 @@ async fn a_ticket_and_a_run_that_one_read_does_not_find_are_read_again_after_a_w
     let Some(server) = NatsServer::start() else { return };
     let log = Nats::new(&server.url(), "n").unwrap();
     soon(log.put_once("ticket", "ada".into(), Duration::from_secs(60))).await.unwrap();
-    let Begun::New(id) = soon(log.begin_journal("run", "1".into())).await.unwrap() else { panic!() };
-    soon(log.append_journal("run", id, 1, "2".into(), None)).await.unwrap();
+    let id = begun_run(&log).await;
     // The first request for a message of each of these subjects finds none.
     let missing = || {
-        let missing = AtomicUsize::new(0);
+        let left = [".d.", ".j."].map(|subject| (subject, AtomicUsize::new(1)));
         move |_: Option<&str>, json: &mut Json| {
-            let bit = match json["message"]["subject"].as_str() {
-                Some(subject) if subject.contains(".d.") => 1,
-                Some(subject) if subject.contains(".j.") => 2,
-                _ => return,
-            };
-            if is_message(json) && missing.fetch_or(bit, Ordering::SeqCst) & bit == 0 {
-                set_error(json, 404, 10037, "no message found");
+            if left.iter().any(|(subject, left)| is_message_of(json, subject) && count_down(left)) {
+                set_no_message(json);
             }
         }
     };
@@ -491,17 +376,13 @@ async fn a_ticket_and_a_run_that_one_read_does_not_find_are_read_again_after_a_w
 async fn a_run_whose_stream_is_not_found_is_read_again_after_a_write() {
     let Some(server) = NatsServer::start() else { return };
     let log = Nats::new(&server.url(), "n").unwrap();
-    let Begun::New(id) = soon(log.begin_journal("run", "1".into())).await.unwrap() else { panic!() };
-    soon(log.append_journal("run", id, 1, "2".into(), None)).await.unwrap();
+    let id = begun_run(&log).await;
     let unknown = || async {
         let times = Arc::new(AtomicUsize::new(0));
         let left = Arc::clone(&times);
         let member = member(&server, move |_, json| {
-            let next = |left: usize| left.checked_sub(1);
-            if is_info_of(json, "tower-sse-journals_n")
-                && left.fetch_update(Ordering::SeqCst, Ordering::SeqCst, next).is_ok()
-            {
-                set_error(json, 404, 10059, "stream not found");
+            if is_info_of(json, "tower-sse-journals_n") && count_down(&left) {
+                set_no_stream(json);
             }
         })
         .await;
@@ -525,14 +406,13 @@ async fn a_ticket_that_one_read_describes_as_taken_or_not_yet_as_taken_is_read_a
         soon(log.put_once("ticket", "ada".into(), Duration::from_secs(60))).await.unwrap();
         let reads = AtomicUsize::new(0);
         let replaced = member(&server, move |_, json| {
-            let is_ticket = json["message"]["subject"].as_str().is_some_and(|subject| subject.contains(".d."));
-            if !is_message(json) || !is_ticket || reads.fetch_add(1, Ordering::SeqCst) != wrong {
+            if !is_message_of(json, ".d.") || reads.fetch_add(1, Ordering::SeqCst) != wrong {
                 return;
             }
             if wrong == 0 {
                 json["message"].as_object_mut().unwrap().remove("data");
             } else {
-                set_error(json, 404, 10037, "no message found");
+                set_no_message(json);
             }
         })
         .await;
@@ -545,7 +425,7 @@ async fn a_ticket_that_one_read_describes_as_taken_or_not_yet_as_taken_is_read_a
 async fn an_old_server_in_a_cluster_and_replicas_on_a_single_server_are_rejected_with_the_reason() {
     let Some(server) = NatsServer::start() else { return };
     let old = Announced { version: "2.12.1", ..MEMBER };
-    let old = Nats::new(&proxy(server.port, old, Arc::new(|_: Option<&str>, _: &mut Json| {})).await, "n").unwrap();
+    let old = announcing(old, &server, |_, _| {}).await;
     let error = soon(old.state(None)).await.unwrap_err();
     let text = error.to_string();
     assert!(error.is_rejected() && text.contains("2.12.1") && text.contains("2.12.2"), "{text}");
