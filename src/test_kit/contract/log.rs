@@ -202,7 +202,7 @@ pub(super) async fn an_idempotency_key_is_for_one_epoch(logs: &Logs<'_>) -> Outc
     let state = call(log.state(Some(seen))).await?;
     ensure!(state.epoch != first.epoch, "the log has lost records, and is in the same epoch");
     let again = append_one(&*log, once.clone(), None).await?;
-    let expected = LogPosition { epoch: state.epoch, sequence: first.sequence + 1 };
+    let expected = LogPosition { epoch: state.epoch, sequence: state.last + 1 };
     ensure_eq!(again, expected, "the position of a record whose key was used in the previous epoch");
     ensure_eq!(append_one(&*log, once, None).await?, expected, "the position of the repeated record");
     Ok(())
@@ -214,7 +214,8 @@ pub(super) async fn a_log_that_ends_below_the_seen_position_begins_a_new_epoch(l
     let seen = LogPosition { sequence: position.sequence + 10, ..position };
     let state = call(log.state(Some(seen))).await?;
     ensure!(state.epoch != position.epoch, "the log has lost records, and is in the same epoch");
-    ensure_eq!(state.last, position.sequence, "the last number after the loss");
+    // An adapter may prove the loss with records of its own, which have no audience.
+    ensure!(state.last >= position.sequence, "the last number after the loss is {}", state.last);
     // The epoch changes only once: no later request with or without a position changes it again.
     for seen in [None, Some(seen), Some(LogPosition { epoch: state.epoch, sequence: state.last })] {
         ensure_eq!(call(log.state(seen)).await?.epoch, state.epoch, "the epoch at the next request");
@@ -222,6 +223,6 @@ pub(super) async fn a_log_that_ends_below_the_seen_position_begins_a_new_epoch(l
     let ahead = LogPosition { epoch: state.epoch, sequence: state.last + 1 };
     let next = append_one(&*log, record("y"), Some(ahead)).await?;
     ensure!(next.epoch != state.epoch, "an append to a log that has lost records is in the same epoch");
-    ensure_eq!(next.sequence, state.last + 1, "the number of the first record of the new epoch");
+    ensure!(next.sequence > state.last, "the number of the first record of the new epoch is {}", next.sequence);
     Ok(())
 }
