@@ -284,6 +284,21 @@ async fn a_log_of_a_cluster_is_created_within_a_short_time_limit() {
     assert_eq!(state.last, 0);
 }
 
+/// After an election, a server may begin to copy values much later than it answers requests.
+#[tokio::test]
+async fn a_log_of_a_cluster_is_opened_although_its_values_are_not_copied_yet() {
+    let Some(server) = NatsServer::start() else { return };
+    let (_, before) = filled_with_value(&server).await;
+    let new_leader = member(&server, |_, json| {
+        if is_info_of(json, "tower-sse-values_n") {
+            json["sources"][0]["active"] = json!(-1);
+        }
+    })
+    .await;
+    assert_eq!(append(&new_leader, vec![record("x")]).await[0].epoch, before.epoch);
+    assert_eq!(soon(new_leader.values()).await.unwrap().len(), 1);
+}
+
 /// A server that has just become the leader of the cluster may not know a stream yet.
 #[tokio::test]
 async fn a_stream_that_a_new_leader_does_not_know_yet_is_neither_created_again_nor_lost() {
