@@ -197,6 +197,14 @@ pub(crate) enum Expiry {
 }
 
 impl Expiry {
+    /// Returns the time of the expiry, or `None` if the clock cannot represent it.
+    pub(crate) fn at(self) -> Option<SystemTime> {
+        match self {
+            Self::In(duration) => SystemTime::now().checked_add(duration),
+            Self::At(time) => Some(time),
+        }
+    }
+
     /// Returns the time from now until the expiry, or zero if it has passed.
     pub(crate) fn remaining(self) -> Duration {
         match self {

@@ -47,6 +47,7 @@ mod run_races;
 mod runtimes;
 mod scopes;
 mod soak;
+mod stored_bytes;
 mod storm;
 mod upgrade;
 

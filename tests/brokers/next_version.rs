@@ -35,7 +35,7 @@ fn rewrite(bytes: &Bytes, keeps: &[&str]) -> Bytes {
     let mut object: Map<String, Value> = serde_json::from_slice(bytes).unwrap();
     let text = std::str::from_utf8(bytes).unwrap();
     if text.contains(UNREADABLE) {
-        let mut next = Map::from_iter([("v".into(), json!(2)), ("body".into(), json!(text))]);
+        let mut next = Map::from_iter([("v".into(), json!(3)), ("body".into(), json!(text))]);
         next.extend(object.into_iter().filter(|(name, _)| keeps.contains(&&**name)));
         return serde_json::to_vec(&next).unwrap().into();
     }
@@ -176,7 +176,13 @@ impl Backplane for NextVersion {
     }
 
     fn take(&self, key: &str) -> BoxFuture<'_, Result<Option<Bytes>, BackplaneError>> {
-        self.0.take(key)
+        let taken = self.0.take(key);
+        async move {
+            let mut taken = taken.await?;
+            taken.iter_mut().for_each(restore);
+            Ok(taken)
+        }
+        .boxed()
     }
 
     fn put_shared(&self, key: &str, payload: Bytes, time: Duration) -> BoxFuture<'_, Result<(), BackplaneError>> {

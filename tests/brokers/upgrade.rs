@@ -2,10 +2,11 @@
 
 use std::time::Duration;
 
+use http::Request;
 use tower_sse::backplane::{Backplane, Memory};
 use tower_sse::{
-    Cursor, Disconnect, EndReason, Event, GapReason, Hub, HubBuilder, Retention, RunState, Subscriber, SubscriberItem,
-    Subscription, TopicFilter,
+    Cursor, Disconnect, EndReason, Event, GapReason, Hub, HubBuilder, Refusal, Retention, RunState, StreamRequest,
+    Subscriber, SubscriberItem, Subscription, Ticket, TopicFilter, UserId,
 };
 
 use crate::kit::{soon, until};
@@ -156,4 +157,43 @@ async fn a_run_with_new_fields_is_read_and_a_run_with_an_unreadable_entry_is_ask
     soon(writer.stopped()).await;
     writer.finish().await.unwrap();
     assert_eq!(next_item(&mut resumed).await, SubscriberItem::End(EndReason::Stopped));
+}
+
+async fn issue(hub: &Hub, subscription: Subscription) -> Ticket {
+    soon(hub.ticket(subscription, Duration::from_secs(60))).await.unwrap()
+}
+
+async fn redeem(hub: &Hub, ticket: &Ticket) -> Result<Subscription, Refusal> {
+    let request = Request::get(format!("/?ticket={}", ticket.as_str())).body(()).unwrap();
+    soon(hub.redeem(&StreamRequest::from_request(&request))).await
+}
+
+#[tokio::test]
+async fn a_ticket_with_new_fields_is_redeemed() {
+    let (present, next) = hubs().await;
+    for scope in [None, Some("acme")] {
+        let mut subscription = Subscription::for_user("ada").topic("news");
+        if let Some(scope) = scope {
+            subscription = subscription.in_scope(scope);
+        }
+        for (issuer, other) in [(&next, &present), (&present, &next)] {
+            let ticket = issue(issuer, subscription.clone()).await;
+            let redeemed = redeem(other, &ticket).await.unwrap();
+            assert_eq!((redeemed.user().map(UserId::as_str), redeemed.scope()), (Some("ada"), scope));
+            assert!(redeem(other, &ticket).await.is_err());
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_ticket_of_an_unknown_version_is_unauthorized_and_used_up() {
+    let (present, next) = hubs().await;
+    let subscription = Subscription::for_user("ada").topic(UNREADABLE);
+    let ticket = issue(&next, subscription.clone()).await;
+    redeem(&next, &ticket).await.unwrap();
+    let ticket = issue(&next, subscription).await;
+    for hub in [&present, &next] {
+        let refused = redeem(hub, &ticket).await.unwrap_err();
+        assert_eq!(refused, Refusal::unauthorized());
+    }
 }

@@ -8,6 +8,10 @@
 //!
 //! The first entry has the owner and the last will. `id` is random, so that an append that is
 //! repeated after an unknown outcome is not taken for another one.
+//!
+//! Instances of different versions run at the same time during an upgrade. A reader ignores fields
+//! that it does not know, and cannot read an entry of another version. `tests/golden/runs.txt` has
+//! entries of every released version. They are never changed.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -126,4 +130,74 @@ pub(in crate::hub) fn decode(bytes: &[u8], framing: &Framing) -> Option<Entry> {
 /// Checks and encodes events for the streams.
 pub(in crate::hub) fn drafts(events: &[Event], framing: &Framing) -> Result<Vec<Draft>, PublishError> {
     events.iter().map(|event| Draft::encode_for_run(event, framing)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::types::{Epoch, Ids};
+    use crate::wire::IdPrefix;
+
+    /// The file has three lines for each entry: what it is, its bytes and the decoded entry. Lines
+    /// are never changed and never removed. A new version adds its entries.
+    #[test]
+    fn entries_of_every_version_are_decoded() {
+        let framing = Framing { max_payload: 1 << 16 };
+        let golden = include_str!("../../../tests/golden/runs.txt");
+        let lines: Vec<_> = golden.lines().filter(|line| !line.starts_with('#') && !line.is_empty()).collect();
+        assert_eq!(lines.len() % 3, 0);
+        let beginning = |Beginning { owner, will }: &Beginning| {
+            let will = will.as_ref().map(|will| (&will.name, String::from_utf8_lossy(will.data_bytes()), will.retry));
+            format!("{owner:?} {will:?}")
+        };
+        let text = |drafts: Vec<Draft>, over: Option<&Over>| {
+            let mut events = Vec::new();
+            let prefix = IdPrefix::new(Epoch(1));
+            drafts.into_iter().for_each(|draft| draft.finish(&prefix, 1).write(&mut events, Ids::None));
+            format!("{:?} {over:?}", String::from_utf8_lossy(&events))
+        };
+        for entry in lines.chunks(3) {
+            let read = match decode_beginning(entry[1].as_bytes()) {
+                Some(first) => beginning(&first),
+                None => {
+                    let Entry { drafts, over } = decode(entry[1].as_bytes(), &framing).unwrap();
+                    text(drafts, over.as_ref())
+                }
+            };
+            assert_eq!(read, entry[2], "{}", entry[0]);
+        }
+        let mut missing = String::new();
+        let mut add = |what: &str, bytes: &[u8], text: String| {
+            // The random id has 16 digits.
+            let mut bytes = String::from_utf8(bytes.to_vec()).unwrap();
+            bytes.replace_range(13..29, "0123456789abcdef");
+            if !lines.chunks(3).any(|entry| entry[0] == what && entry[1] == bytes) {
+                missing += &format!("\n{what}\n{bytes}\n{text}\n");
+            }
+        };
+        for (what, will) in [
+            ("the beginning of a run", None),
+            ("the beginning of a run with a last will", Some(Event::new("error", "the server\nwas lost"))),
+        ] {
+            let first = Beginning { owner: InstanceId(0xabc), will };
+            add(what, &encode_beginning(&first), beginning(&first));
+        }
+        let delta = |text: &'static str| Event::new("delta", text);
+        let ended = |end, note: Option<&str>| Some(Over { end, note: note.map(Arc::from) });
+        for (what, events, over) in [
+            ("two events", vec![delta("Hel"), delta("lo \"you\" ö")], None),
+            (
+                "an event without a name, with a reconnect time",
+                vec![Event::unnamed("x").retry(Duration::from_secs(30))],
+                None,
+            ),
+            ("a last event and the end", vec![Event::new("done", "")], ended(RunEnd::Finished, None)),
+            ("a failure with a note", Vec::new(), ended(RunEnd::Failed, Some("out of memory"))),
+            ("a stop", Vec::new(), ended(RunEnd::Stopped, None)),
+            ("an end by another instance", Vec::new(), ended(RunEnd::Aborted, None)),
+        ] {
+            add(what, &encode(&events, over.as_ref()), text(drafts(&events, &framing).unwrap(), over.as_ref()));
+        }
+        assert!(missing.is_empty(), "add these entries:\n{missing}");
+    }
 }

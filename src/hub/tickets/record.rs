@@ -1,5 +1,13 @@
 //! The JSON format in which a broker stores the subscription of a ticket, so that any instance can
 //! redeem the ticket. Values of [`Subscription::extension`] are not part of it.
+//!
+//! Instances of different versions run at the same time during an upgrade, so these rules apply:
+//!
+//! 1. A reader ignores fields that it does not know. So a later version adds a field only if a
+//!    stream without it is permitted too.
+//! 2. Otherwise a ticket with the new field has another version. A reader rejects versions that it
+//!    does not know, as if the ticket did not exist.
+//! 3. `tests/golden/tickets.txt` has tickets of every released version. They are never changed.
 
 use std::time::{Duration, SystemTime};
 
@@ -86,7 +94,7 @@ pub(crate) fn encode(subscription: &Subscription, times: Times) -> Vec<u8> {
         },
         since: subscription.topics.bounds().map(|(topic, at)| (topic.to_string(), at.to_string())).collect(),
         without_history: subscription.history == History::None,
-        expires_at: subscription.expiry.and_then(|expiry| SystemTime::now().checked_add(expiry.remaining())).map(unix),
+        expires_at: subscription.expiry.and_then(Expiry::at).map(unix),
         aborts: subscription.end.map(|end| end == StreamEnd::Abort),
         bare: subscription.bare,
         ids: match subscription.ids {
@@ -186,6 +194,55 @@ mod tests {
         for bytes in [&b""[..], b"{}", b"{\"v\":2}"] {
             assert!(decode(bytes).is_none());
         }
+    }
+
+    /// The file has three lines for each ticket: what it is, its bytes and the decoded
+    /// subscription. Lines are never changed and never removed. A new version adds its tickets.
+    #[test]
+    fn tickets_of_every_version_are_decoded() {
+        let golden = include_str!("../../../tests/golden/tickets.txt");
+        let lines: Vec<_> = golden.lines().filter(|line| !line.starts_with('#') && !line.is_empty()).collect();
+        assert_eq!(lines.len() % 3, 0);
+        let at = |seconds| SystemTime::UNIX_EPOCH + Duration::from_secs(seconds);
+        let times = Times { made_at: at(1_795_866_000), over_at: at(1_795_866_030) };
+        let text = |subscription: &Subscription| {
+            let Subscription { history, ids, data, may_join, counted_as, .. } = subscription;
+            let since: Vec<_> = subscription.topics.bounds().collect();
+            format!("{subscription:?} {history:?} {ids:?} {data:?} {may_join:?} {counted_as:?} {since:?}")
+        };
+        for ticket in lines.chunks(3) {
+            let (read, read_times) = decode(ticket[1].as_bytes()).unwrap();
+            assert_eq!((text(&read).as_str(), read_times), (ticket[2], times), "{}", ticket[0]);
+        }
+        let mut all = Subscription::for_user("ada")
+            .with_topics(["news", "documents/7"])
+            .may_join(TopicFilter::any())
+            .may_join(TopicFilter::exact("chat"))
+            .may_join(TopicFilter::prefix("rooms/"))
+            .start(Start::Last(20))
+            .topic_since("news", Position::new(crate::types::position::Epoch(0x5eed), 42))
+            .stream_end(StreamEnd::Abort)
+            .data(&"Ada")
+            .counted_as("tenant 7");
+        all.expiry = Some(Expiry::At(at(1_795_869_600)));
+        let anonymous = || Subscription::anonymous().topic("news");
+        let mut missing = String::new();
+        for (what, subscription) in [
+            ("an anonymous connection", anonymous()),
+            ("a user with every field", all.clone()),
+            ("a user of a scope with every field", all.in_scope("acme")),
+            ("the oldest events, and a clean end", anonymous().start(Start::Oldest).stream_end(StreamEnd::Clean)),
+            ("a topic without its history", anonymous().without_history()),
+            ("a bare stream", anonymous().bare()),
+            ("a bare stream with its ids first", anonymous().bare().ids(Ids::First)),
+            ("a bare stream without ids", anonymous().bare().ids(Ids::None)),
+        ] {
+            let bytes = String::from_utf8(encode(&subscription, times)).unwrap();
+            if !lines.chunks(3).any(|ticket| ticket[0] == what && ticket[1] == bytes) {
+                missing += &format!("\n{what}\n{bytes}\n{}\n", text(&subscription));
+            }
+        }
+        assert!(missing.is_empty(), "add these tickets:\n{missing}");
     }
 
     proptest! {
