@@ -11,6 +11,7 @@ use std::pin::Pin;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use crate::kit::redis::{FORGETFUL, RedisServer};
 use crate::kit::{Server, get, resume, send, soon, subscribe, until};
 use axum::Router;
 use futures::{FutureExt, StreamExt};
@@ -19,6 +20,7 @@ use http_body_util::BodyExt;
 use proc_macro2::{TokenStream, TokenTree};
 use quote::ToTokens;
 use tower::ServiceExt;
+use tower_sse::backplane::{Backplane as _, NewRecord, Redis};
 use tower_sse::{
     Cursor, Disconnect, EndReason, Event, EventBody, GapReason, Hub, HubBuilder, IntoAccess, LagPolicy, Public,
     Refusal, RefusalReason, Retention, Start, StreamRequest, SubscriberItem, Subscription, TopicFilter,
@@ -782,6 +784,26 @@ async fn each_instance_logs_different_settings_of_other_instances_once() {
     assert!(warned.len() <= 4, "{warned:?}");
     assert!(warned.iter().all(|line| line.contains("presence_grace") && !line.contains("max_payload")), "{warned:?}");
     assert!(warned.iter().any(|line| line.contains("retention")), "{warned:?}");
+}
+
+#[tokio::test]
+async fn a_redis_primary_with_too_few_replicas_logs_one_warning_for_each_connection() {
+    let Some(server) = RedisServer::start(FORGETFUL) else { return };
+    let few = |lines: &LogLines| {
+        let warnings = lines.at(Level::WARN).into_iter();
+        warnings.filter(|line| line.contains("fewer replicas than acknowledged_by requires")).collect::<Vec<_>>()
+    };
+    for required in [0, 2] {
+        let (lines, _guard) = LogLines::capture();
+        let log = Redis::new(&server.url(), "n").unwrap().acknowledged_by(required).timeout(Duration::from_secs(1));
+        let record = || vec![NewRecord::new("x".into())];
+        for _ in 0..2 {
+            assert_eq!(soon(log.append(record(), None)).await.remove(0).is_ok(), required == 0);
+        }
+        let warned = few(&lines);
+        assert_eq!(warned.len(), usize::from(required > 0), "{warned:?}");
+        assert!(warned.iter().all(|line| line.contains(" connected=0 required=2")), "{warned:?}");
+    }
 }
 
 #[tokio::test]
