@@ -1,5 +1,5 @@
 //! The documents: links and anchors exist, Rust blocks are compiled, JavaScript blocks parse, the
-//! tests that `docs/guarantees.md` names exist, and texts avoid the old idiom.
+//! tests that `docs/guarantees.md` and `docs/scaling.md` name exist, and texts avoid the old idiom.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "these are tests, helpers and all")]
 
@@ -390,7 +390,7 @@ async fn reader_without_event_source_reads_resumes_and_stops_when_it_is_forbidde
 // ---------------------------------------------------------------------------------------------------------------------
 // Guarantees
 
-/// Every test that `docs/guarantees.md` names as evidence exists.
+/// Every test that `docs/guarantees.md` and `docs/scaling.md` name as evidence exists.
 #[test]
 fn tests_that_the_guarantees_name_exist() {
     let sources: Vec<String> = ["src", "tests", "benches"]
@@ -402,21 +402,26 @@ fn tests_that_the_guarantees_name_exist() {
         let heads = [format!("fn {name}("), format!("fn {name}<")];
         sources.iter().any(|source| heads.iter().any(|head| source.contains(head)))
     };
-    let document = documents().into_iter().find(|document| document.path == "docs/guarantees.md").unwrap();
     let mut count = 0;
-    for (number, line, in_code) in document.lines() {
-        for name in line.split('`').skip(1).step_by(2).filter(|_| !in_code) {
-            assert!(!name.starts_with('…'), "docs/guarantees.md:{number}: {name} is not a complete name");
-            if name.starts_with("tests/") || name.starts_with("benches/") {
-                assert!(root().join(name).exists(), "docs/guarantees.md:{number}: {name} does not exist");
-                count += 1;
-            } else if ["log::", "hub::", "mount::", "net::"].iter().any(|at| name.starts_with(at)) {
-                let exists = root().join(format!("src/{}.rs", name.replace("::", "/"))).exists();
-                assert!(exists, "docs/guarantees.md:{number}: {name} does not exist");
-                count += 1;
-            } else if name.matches('_').count() > 2 && name.chars().all(|c| matches!(c, 'a'..='z' | '0'..='9' | '_')) {
-                assert!(is_function(name), "docs/guarantees.md:{number}: no test has the name {name}");
-                count += 1;
+    let has_evidence = |document: &Document| ["docs/guarantees.md", "docs/scaling.md"].contains(&&*document.path);
+    for document in documents().into_iter().filter(has_evidence) {
+        for (number, line, in_code) in document.lines() {
+            let place = format!("{}:{number}", document.path);
+            for name in line.split('`').skip(1).step_by(2).filter(|_| !in_code) {
+                assert!(!name.starts_with('…'), "{place}: {name} is not a complete name");
+                if name.starts_with("tests/") || name.starts_with("benches/") {
+                    assert!(root().join(name).exists(), "{place}: {name} does not exist");
+                    count += 1;
+                } else if ["log::", "hub::", "mount::", "net::"].iter().any(|at| name.starts_with(at)) {
+                    let exists = root().join(format!("src/{}.rs", name.replace("::", "/"))).exists();
+                    assert!(exists, "{place}: {name} does not exist");
+                    count += 1;
+                } else if name.matches('_').count() > 2
+                    && name.chars().all(|c| matches!(c, 'a'..='z' | '0'..='9' | '_'))
+                {
+                    assert!(is_function(name), "{place}: no test has the name {name}");
+                    count += 1;
+                }
             }
         }
     }
