@@ -70,6 +70,7 @@ fn seen(state: LogState) -> Option<LogPosition> {
 }
 
 /// The adapter then proves losses by records of its own, and reads again what it does not find.
+#[ignore = "waits for a minute, because the adapter asks several times for each missing stream"]
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn adapter_of_a_member_of_a_cluster_keeps_the_contract() {
     let Some(server) = NatsServer::start() else { return };
