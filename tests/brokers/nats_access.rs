@@ -249,30 +249,70 @@ fn log_of(server: &NatsServer, user: &str, prefix: &str) -> Nats {
     log.timeout(Duration::from_secs(1))
 }
 
-/// The adapter sends these requests without waiting for an answer, or only after a loss.
-const UNCHECKED: [&str; 5] = [
+/// The adapter sends these requests without waiting for an answer. Without them, data stays on the
+/// server for longer.
+const CLEANING: [&str; 4] = [
     "$JS.API.STREAM.PURGE.tower-sse-journals_default",
-    "$JS.API.STREAM.DELETE.tower-sse-values_default",
-    "$JS.API.STREAM.CREATE.tower-sse-values_default",
-    "$JS.API.CONSUMER.DELETE.",
-    "$JS.API.CONSUMER.*.",
+    "$JS.API.CONSUMER.DELETE.tower-sse-log_default.>",
+    "$JS.API.CONSUMER.DELETE.tower-sse-values_default.>",
+    "$JS.API.CONSUMER.DELETE.tower-sse-journals_default.>",
 ];
+
+/// The adapter sends these requests after a loss of records.
+const RENEWING: [&str; 2] =
+    ["$JS.API.STREAM.DELETE.tower-sse-values_default", "$JS.API.STREAM.CREATE.tower-sse-values_default"];
+
+impl Permissions {
+    fn without(&self, subjects: &[&str]) -> Self {
+        let publish: Vec<_> =
+            self.publish.iter().filter(|subject| !subjects.contains(&subject.as_str())).cloned().collect();
+        assert_eq!(publish.len() + subjects.len(), self.publish.len(), "not all of {subjects:?} are documented");
+        Self { publish, ..self.clone() }
+    }
+}
+
+/// Starts a server with the documented users and these users.
+fn server_with(users: &str) -> Option<NatsServer> {
+    NatsServer::start_configured(&documented().replace("users = [", &format!("users = [\n{users}")))
+}
+
+/// Sends a request to the JetStream API with the documented role that sets streams up.
+async fn set_up(server: &NatsServer, request: &str, body: &Json) -> Json {
+    let prefix = documented_role("SETUP").prefix().to_owned();
+    let options = async_nats::ConnectOptions::with_user_and_password("deploy".into(), "deploy".into());
+    let client = options.custom_inbox_prefix(prefix).connect(server.url()).await.unwrap();
+    let answer = client.request(format!("$JS.API.{request}"), body.to_string().into()).await.unwrap();
+    let answer: Json = serde_json::from_slice(&answer.payload).unwrap();
+    assert!(answer["error"].is_null(), "{request}: {answer}");
+    answer
+}
+
+/// Reads each stream that is read to an end, and a run after its end.
+async fn read_to_the_end(log: &Nats) {
+    soon(log.append(vec![record("x")], None)).await.remove(0).unwrap();
+    soon(log.range(0, 10)).await.unwrap();
+    soon(log.values()).await.unwrap();
+    let Begun::New(id) = soon(log.begin_journal("run", "1".into())).await.unwrap() else { panic!() };
+    soon(log.append_journal("run", id, 1, "2".into(), None)).await.unwrap();
+    soon(log.read_journal("run", None, 0, 1 << 20)).await.unwrap();
+    soon(log.append_journal("run", id, 2, "3".into(), Some(Duration::from_millis(1)))).await.unwrap();
+    // A read of the newest entry needs no consumer.
+    soon(async { while log.read_journal("run", None, 2, 1 << 20).await.unwrap().is_some() {} }).await;
+}
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn documented_permissions_are_enough_and_a_missing_one_is_named() {
     let (role, setup) = (documented_role("RUN"), documented_role("SETUP"));
-    let is_checked = |subject: &&String| !UNCHECKED.iter().any(|unchecked| subject.starts_with(unchecked));
+    let is_checked = |subject: &&String| ![&CLEANING[..], &RENEWING].concat().contains(&subject.as_str());
     let mut users = String::new();
     let mut missing = Vec::new();
     for subject in role.publish.iter().filter(is_checked) {
         let name = format!("without{}", missing.len());
-        let publish = role.publish.iter().filter(|other| *other != subject).cloned().collect();
-        users += &Permissions { publish, ..role.clone() }.user(&name);
+        users += &role.without(&[subject]).user(&name);
         missing.push((name, subject.as_str()));
     }
     assert_eq!(missing.len(), 24);
-    let configuration = documented().replace("users = [", &format!("users = [\n{users}"));
-    let Some(server) = NatsServer::start_configured(&configuration) else { return };
+    let Some(server) = server_with(&users) else { return };
 
     let deploy = log_of(&server, "deploy", setup.prefix());
     soon(deploy.state(None)).await.unwrap();
@@ -281,11 +321,7 @@ async fn documented_permissions_are_enough_and_a_missing_one_is_named() {
         let errors = use_everything(&log.clone().timeout(Duration::from_secs(5)), Duration::from_secs(10)).await;
         assert!(errors.is_empty(), "{errors:?}");
     }
-    // A run that is read after its end is removed.
-    let Begun::New(id) = soon(shop.begin_journal("ended", "1".into())).await.unwrap() else { panic!() };
-    soon(shop.append_journal("ended", id, 1, "2".into(), Some(Duration::from_millis(1)))).await.unwrap();
-    tokio::time::sleep(Duration::from_millis(20)).await;
-    assert_eq!(soon(shop.read_journal("ended", None, 0, 1 << 20)).await.unwrap(), None);
+    read_to_the_end(&shop).await;
     assert!(!server.log().contains("Violation"), "{}", server.log());
 
     for (name, subject) in &missing {
@@ -303,6 +339,66 @@ async fn documented_permissions_are_enough_and_a_missing_one_is_named() {
     let other = Nats::new(&url, "other").unwrap().inbox_prefix(role.prefix()).unwrap();
     let error = soon(other.state(None)).await.unwrap_err();
     assert!(error.is_rejected() && error.to_string().contains("tower-sse_other"), "{error}");
+}
+
+/// The calls succeed, and each subject is requested. The server keeps the consumers of reads for 30
+/// s, and the events of a run for days.
+#[tokio::test]
+async fn without_the_permissions_to_clean_up_consumers_and_ended_runs_stay_on_the_server() {
+    let role = documented_role("RUN");
+    let Some(server) = server_with(&role.without(&CLEANING).user("unclean")) else { return };
+    soon(log_of(&server, "deploy", documented_role("SETUP").prefix()).state(None)).await.unwrap();
+    let state = async |subject: &str| {
+        let stream = subject.split('.').nth(4).unwrap();
+        let info = set_up(&server, &format!("STREAM.INFO.{stream}"), &json!({})).await;
+        let kept = if subject.contains("PURGE") { "messages" } else { "consumer_count" };
+        info["state"][kept].as_u64().unwrap()
+    };
+    // The server has a consumer of its own, with which it copies values.
+    let mut before = Vec::new();
+    for subject in CLEANING {
+        before.push(state(subject).await);
+    }
+    for (user, keeps) in [("shop", false), ("unclean", true)] {
+        read_to_the_end(&log_of(&server, user, role.prefix()).timeout(Duration::from_secs(5))).await;
+        for (subject, before) in CLEANING.into_iter().zip(&before) {
+            let denied = subject.trim_end_matches('>');
+            soon(async {
+                while (state(subject).await != *before, server.log().contains(denied)) != (keeps, keeps) {
+                    tokio::time::sleep(Duration::from_millis(20)).await;
+                }
+            })
+            .await;
+        }
+    }
+}
+
+/// An administrator has restored the log without its newest records, so the values are ahead of it.
+#[tokio::test]
+async fn after_a_loss_a_missing_permission_to_renew_the_values_is_named() {
+    let role = documented_role("RUN");
+    let users = [("undeleting", RENEWING[0]), ("uncreating", RENEWING[1])];
+    let listed = users.map(|(name, subject)| role.without(&[subject]).user(name)).concat();
+    let Some(server) = server_with(&listed) else { return };
+    let deploy = log_of(&server, "deploy", documented_role("SETUP").prefix());
+    let before = soon(deploy.state(None)).await.unwrap();
+    let mut value = record("lost");
+    value.values = vec![Value::new("id", false)];
+    assert!(soon(deploy.append(vec![record("x"), value], None)).await.iter().all(Result::is_ok));
+    let info = async |stream: &str| set_up(&server, &format!("STREAM.INFO.{stream}"), &json!({})).await;
+    soon(async { while info("tower-sse-values_default").await["state"]["messages"] != 1 {} }).await;
+    let config = info("tower-sse-log_default").await["config"].clone();
+    set_up(&server, "STREAM.DELETE.tower-sse-log_default", &json!({})).await;
+    set_up(&server, "STREAM.CREATE.tower-sse-log_default", &config).await;
+
+    for (user, subject) in users {
+        let log = log_of(&server, user, role.prefix()).timeout(Duration::from_secs(5));
+        let error = soon(log.state(None)).await.unwrap_err();
+        assert!(error.is_rejected() && error.to_string().contains(subject), "without {subject}: {error}");
+    }
+    let shop = log_of(&server, "shop", role.prefix()).timeout(Duration::from_secs(5));
+    assert_ne!(soon(shop.state(None)).await.unwrap().epoch, before.epoch);
+    assert!(soon(shop.values()).await.unwrap().is_empty());
 }
 
 /// The server reports a denied message before it acknowledges the messages that it stores.
