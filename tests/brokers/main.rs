@@ -39,6 +39,7 @@ mod publisher;
 mod reached;
 mod redis;
 mod redis_cluster;
+mod redis_failover;
 mod redis_sentinel;
 mod redis_tls;
 mod rolled_back;

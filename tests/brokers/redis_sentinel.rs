@@ -21,13 +21,15 @@ async fn publish(worker: &Publisher, text: String) {
     soon(async { while worker.topic("t").publish(event()).await.is_err() {} }).await;
 }
 
-/// All replicas have acknowledged the records before the failover, so nothing is lost.
+/// All replicas have acknowledged the records before the failover, so nothing is lost. The Redis
+/// users have the permissions that the guide lists.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_log_of_sentinel_keeps_the_contract_and_a_planned_failover_causes_no_gap() {
     let Some(redis) = Replicated::start().await else { return };
-    check_backplane(|name| Redis::sentinel(redis.sentinel_urls(), "main", servers(), name).unwrap()).await;
+    let (user, sentinels) = redis.create_documented_users();
+    check_backplane(|name| Redis::sentinel(sentinels.clone(), "main", &*user, name).unwrap()).await;
 
-    let log = || Redis::sentinel(redis.sentinel_urls(), "main", servers(), "n").unwrap().acknowledged_by(2);
+    let log = || Redis::sentinel(sentinels.clone(), "main", &*user, "n").unwrap().acknowledged_by(2);
     let hub: Hub = builder().probe_interval(Duration::from_millis(200)).backplane(log()).build().unwrap();
     until(|| hub.is_ready()).await;
     let worker = builder().backplane(log()).publisher().unwrap();

@@ -31,7 +31,7 @@ fn log_at(port: u16) -> Redis {
     Redis::new(&format!("redis://127.0.0.1:{port}"), "n").unwrap().timeout(TIMEOUT)
 }
 
-fn open(hub: &Hub) -> Subscriber {
+pub fn open(hub: &Hub) -> Subscriber {
     hub.subscribe(Subscription::anonymous().topic("t"), Cursor::Absent).unwrap()
 }
 
@@ -40,14 +40,14 @@ async fn publish_ticks(worker: &Publisher, count: usize) {
     assert!(worker.publish_many(ticks).await.iter().all(Result::is_ok));
 }
 
-async fn read_events(page: &mut Subscriber, count: usize) {
+pub async fn read_events(page: &mut Subscriber, count: usize) {
     for _ in 0..count {
         soon(page.next_event()).await.unwrap();
     }
 }
 
 /// The reasons of the gaps that come before this event.
-async fn gaps_before(page: &mut Subscriber, event: &str) -> Vec<String> {
+pub async fn gaps_before(page: &mut Subscriber, event: &str) -> Vec<String> {
     let mut gaps = Vec::new();
     loop {
         match soon(page.next()).await.unwrap() {

@@ -139,6 +139,24 @@ impl RedisServer {
     }
 }
 
+/// Returns the arguments of `ACL SETUSER` for the user `hub` with the permissions that the guide
+/// lists, and with those that the guide adds after each of these texts. The user may use all
+/// namespaces.
+pub fn documented_user(additions: &[&str]) -> Vec<String> {
+    let guide = include_str!("../../docs/guide/scaling.md");
+    let rights = guide.lines().find_map(|line| line.trim().strip_prefix("ACL SETUSER hub ")).unwrap();
+    let rights = rights.replace("{default}:", "");
+    let added = additions.iter().flat_map(|text| documented_permissions(text));
+    rights.split(' ').map(str::to_owned).chain(added).collect()
+}
+
+/// Returns the permissions that the guide lists after a text, to the end of the sentence.
+fn documented_permissions(after: &str) -> Vec<String> {
+    let guide = include_str!("../../docs/guide/scaling.md");
+    let sentence = guide.split_once(after).expect(after).1.split('.').next().unwrap();
+    sentence.split('`').filter(|text| text.starts_with('+')).map(str::to_owned).collect()
+}
+
 /// Returns the server program. `TOWER_SSE_REDIS` names another one, for example a Valkey.
 fn server_program() -> String {
     std::env::var("TOWER_SSE_REDIS").unwrap_or_else(|_| "redis-server".to_owned())
@@ -210,6 +228,23 @@ impl Replicated {
         self.sentinels.iter().map(url).collect()
     }
 
+    /// Creates a user `hub` at all servers, and one at all Sentinels, with the permissions that the
+    /// guide lists. Returns the URL of the servers and the URLs of the Sentinels.
+    pub fn create_documented_users(&self) -> (String, Vec<String>) {
+        let create = |server: &RedisServer, password: &str, rights: &[String]| {
+            let mut command = vec!["ACL", "SETUSER", "hub"];
+            command.extend(rights.iter().map(String::as_str));
+            assert_eq!(server.cli_as(password, &command), "OK");
+        };
+        let rights = documented_user(&["With `acknowledged_by`, add"]);
+        self.servers.iter().for_each(|server| create(server, PASSWORD, &rights));
+        let mut rights = ["on", ">watch", "-@all"].map(str::to_owned).to_vec();
+        rights.extend(documented_permissions("user of the Sentinels needs"));
+        self.sentinels.iter().for_each(|sentinel| create(sentinel, SENTINEL_PASSWORD, &rights));
+        let url = |sentinel: &RedisServer| format!("redis://hub:watch@127.0.0.1:{}", sentinel.port);
+        ("redis://hub:password@any".to_owned(), self.sentinels.iter().map(url).collect())
+    }
+
     /// Returns the index of the primary that the first Sentinel names.
     pub fn primary(&self) -> usize {
         let address = self.sentinels[0].cli_as(SENTINEL_PASSWORD, &["SENTINEL", "GET-MASTER-ADDR-BY-NAME", "main"]);
@@ -251,7 +286,7 @@ impl Replicated {
     }
 }
 
-/// A Redis Cluster of three servers without replicas.
+/// A Redis Cluster of three servers, and of replicas that a test adds.
 pub struct RedisCluster {
     pub servers: Vec<RedisServer>,
 }
@@ -259,28 +294,92 @@ pub struct RedisCluster {
 impl RedisCluster {
     /// Starts the servers. Returns when the cluster accepts commands.
     pub async fn start() -> Option<Self> {
+        Self::start_with_timeout(Duration::from_secs(15)).await
+    }
+
+    /// As [`start`](Self::start). A server that does not answer for `timeout` counts as failed.
+    pub async fn start_with_timeout(timeout: Duration) -> Option<Self> {
         let mut servers = Vec::new();
         for _ in 0..3 {
-            let bus = port::free_port().to_string();
-            let options = ["--save", "", "--appendonly", "no", "--cluster-enabled", "yes", "--cluster-port", &bus];
-            servers.push(RedisServer::start(&options)?);
+            servers.push(Self::start_server(timeout)?);
         }
-        for (number, server) in servers.iter().enumerate() {
+        let this = Self { servers };
+        for (number, server) in this.servers.iter().enumerate() {
             let (first, last) = (number * 16_384 / 3, (number + 1) * 16_384 / 3 - 1);
             server.cli(&["CLUSTER", "SET-CONFIG-EPOCH", &(number + 1).to_string()]);
             server.cli(&["CLUSTER", "ADDSLOTSRANGE", &first.to_string(), &last.to_string()]);
-            let bus = servers[0].cli(&["CONFIG", "GET", "cluster-port"]);
-            let bus = bus.lines().last().unwrap().to_owned();
-            server.cli(&["CLUSTER", "MEET", "127.0.0.1", &servers[0].port.to_string(), &bus]);
+            this.meet(server);
         }
-        let this = Self { servers };
+        this.wait_until_joined().await;
+        Some(this)
+    }
+
+    fn start_server(timeout: Duration) -> Option<RedisServer> {
+        let (bus, timeout) = (port::free_port().to_string(), timeout.as_millis().to_string());
+        let mut options = vec!["--save", "", "--appendonly", "no", "--repl-diskless-sync-delay", "0"];
+        options.extend(["--cluster-enabled", "yes", "--cluster-port", &bus, "--cluster-node-timeout", &timeout]);
+        RedisServer::start(&options)
+    }
+
+    /// Makes a server a member of the cluster.
+    fn meet(&self, server: &RedisServer) {
+        let bus = self.servers[0].cli(&["CONFIG", "GET", "cluster-port"]);
+        let bus = bus.lines().last().unwrap().to_owned();
+        server.cli(&["CLUSTER", "MEET", "127.0.0.1", &self.servers[0].port.to_string(), &bus]);
+    }
+
+    /// Waits until all servers know each other, and accept commands.
+    async fn wait_until_joined(&self) {
+        let known = format!("cluster_known_nodes:{}\r", self.servers.len());
         wait_until(|| {
             let info = |server: &RedisServer| server.cli(&["CLUSTER", "INFO"]);
-            let is_ok = |info: String| info.contains("cluster_state:ok") && info.contains("cluster_known_nodes:3");
-            this.servers.iter().all(|server| is_ok(info(server)))
+            let is_ok = |info: String| info.contains("cluster_state:ok") && info.contains(&known);
+            self.servers.iter().all(|server| is_ok(info(server)))
         })
         .await;
-        Some(this)
+    }
+
+    /// Starts a replica of a server. Returns the index of the replica when it has caught up, and
+    /// when all servers know it.
+    pub async fn add_replica(&mut self, primary: usize, timeout: Duration) -> usize {
+        self.servers.push(Self::start_server(timeout).unwrap());
+        let replica = self.servers.len() - 1;
+        self.meet(&self.servers[replica]);
+        self.wait_until_joined().await;
+        let id = self.servers[primary].cli(&["CLUSTER", "MYID"]);
+        assert_eq!(self.servers[replica].cli(&["CLUSTER", "REPLICATE", &id]), "OK");
+        self.wait_for_replica(primary, replica).await;
+        replica
+    }
+
+    /// Waits until a server is a replica of another that has caught up, and until all running
+    /// servers know that.
+    pub async fn wait_for_replica(&self, primary: usize, replica: usize) {
+        let [of_primary, of_replica] = [primary, replica].map(|server| self.servers[server].cli(&["CLUSTER", "MYID"]));
+        wait_until(|| {
+            let knows = |server: &RedisServer| {
+                let nodes = server.cli(&["CLUSTER", "NODES"]);
+                let line = nodes.lines().find(|line| line.starts_with(&of_replica)).unwrap_or_default();
+                line.contains(&format!("slave {of_primary}")) && !line.contains("fail")
+            };
+            self.servers.iter().filter(|server| server.is_running()).all(knows)
+                && self.servers[replica].cli(&["INFO", "replication"]).contains("master_link_status:up")
+        })
+        .await;
+        self.servers[primary].wait_for_replica().await;
+    }
+
+    /// Creates a user `hub` at all servers with the permissions that the guide lists. Returns the
+    /// URLs of the servers.
+    pub fn create_documented_user(&self) -> Vec<String> {
+        let rights = documented_user(&["In a cluster, add"]);
+        let mut command = vec!["ACL", "SETUSER", "hub"];
+        command.extend(rights.iter().map(String::as_str));
+        let create = |server: &RedisServer| {
+            assert_eq!(server.cli(&command), "OK");
+            format!("redis://hub:password@127.0.0.1:{}", server.port)
+        };
+        self.servers.iter().map(create).collect()
     }
 
     pub fn url(&self, server: usize) -> String {
