@@ -42,6 +42,7 @@ mod redis_cluster;
 mod redis_failover;
 mod redis_sentinel;
 mod redis_tls;
+mod redis_values;
 mod rolled_back;
 mod run_faults;
 mod run_races;

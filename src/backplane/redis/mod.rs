@@ -11,7 +11,8 @@
 //! 3. Each new connection leads to the server that has the log now: one known server, the primary
 //!    that Sentinel names, or the owner of the log's slot in a cluster ([`topology`]). Commands
 //!    follow the redirections of a cluster ([`redirect`]).
-//! 4. One file defines the names of all keys ([`keys`]).
+//! 4. A cursor of a scan never leaves the connection that returned it ([`values`]).
+//! 5. One file defines the names of all keys ([`keys`]).
 
 mod errors;
 mod journal_scripts;
@@ -21,8 +22,8 @@ mod redirect;
 mod server;
 mod stream;
 mod topology;
+mod values;
 
-use std::collections::hash_map::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -343,8 +344,11 @@ impl Backplane for Redis {
     fn range(&self, after: u64, limit: usize) -> BoxFuture<'_, Answer<Vec<Stored>>> {
         Box::pin(async move {
             let log = &self.shared.keys.log;
-            let page = |page: usize| Cmd::xrange_count(log, format!("({after}-0"), "+", page.min(limit));
-            let reply: StreamRangeReply = self.shared.read_page(page).await?;
+            let read = async |mut connection, page: usize| {
+                let range = Cmd::xrange_count(log, format!("({after}-0"), "+", page.min(limit));
+                range.query_async::<StreamRangeReply>(&mut connection).await
+            };
+            let reply = self.shared.read_pages(read).await?;
             Ok(reply.ids.iter().filter_map(stored).collect())
         })
     }
@@ -358,29 +362,8 @@ impl Backplane for Redis {
     fn values(&self) -> BoxFuture<'_, Answer<Vec<CurrentValue>>> {
         Box::pin(async move {
             let values = &self.shared.keys.values;
-            let record = |value: Vec<u8>| {
-                let colon = value.iter().position(|&byte| byte == b':')?;
-                let sequence = std::str::from_utf8(&value[..colon]).ok()?.parse().ok()?;
-                Some(Stored { sequence, payload: Bytes::from(value).slice(colon + 1..) })
-            };
-            // A scan may return an id more than once.
-            let mut current: HashMap<String, Stored> = HashMap::new();
-            let mut cursor = 0_u64;
-            loop {
-                let scan = |page| redis::cmd("HSCAN").arg(values).arg(cursor).arg("COUNT").arg(page).take();
-                let (next, page): (u64, Vec<(String, Vec<u8>)>) = self.shared.read_page(scan).await?;
-                for (id, value) in page {
-                    if let Some(record) = record(value)
-                        && current.get(&id).is_none_or(|known| known.sequence < record.sequence)
-                    {
-                        current.insert(id, record);
-                    }
-                }
-                if next == 0 {
-                    break;
-                }
-                cursor = next;
-            }
+            let scan = |connection, page| values::scan(connection, values, page);
+            let current = self.shared.read_pages(scan).await?;
             Ok(current.into_iter().map(|(id, record)| CurrentValue { id: id.into(), record }).collect())
         })
     }

@@ -47,8 +47,8 @@ pub(super) struct Shared {
     /// The time of the last attempt to remove old control messages.
     pub(super) tidied: Mutex<Option<Instant>>,
     own: Mutex<Option<Own>>,
-    /// The maximum number of records or values in the next page. Becomes smaller after a page that
-    /// did not arrive, and larger after a page that arrived.
+    /// The maximum number of records or values in one page of the next large read. Becomes smaller
+    /// after a read of which a page did not arrive, and larger after a read that succeeded.
     pub(super) page: AtomicUsize,
 }
 
@@ -218,8 +218,8 @@ impl Shared {
     /// connection if the error shows that the connection is broken, that the answer is late, or
     /// that the server cannot serve the log.
     ///
-    /// Follows the redirections of a cluster. A server that redirects a command has not carried it
-    /// out, so the command can be sent again.
+    /// Follows the redirections of a cluster. A server that redirects a request has not carried it
+    /// out, so the command can be run again from its beginning.
     pub(super) async fn run_on<T, F: Future<Output = Result<T, RedisError>>>(
         &self,
         lines: &PerRuntime<Line>,
@@ -261,16 +261,18 @@ impl Shared {
         }
     }
 
-    /// Reads one page of a large read. If the page does not arrive, reduces the page size and tries
-    /// once more. A page of one entry is not tried again.
-    pub(super) async fn read_page<T: FromRedisValue>(&self, command: impl Fn(usize) -> Cmd) -> Answer<T> {
+    /// Runs a large read of one page or of several. `read` gets the maximum number of entries of a
+    /// page. If a page does not arrive, reduces this number and runs the read once more from its
+    /// beginning. A read with pages of one entry does not run again.
+    pub(super) async fn read_pages<T, F: Future<Output = Result<T, RedisError>>>(
+        &self,
+        read: impl Fn(Connection, usize) -> F,
+    ) -> Answer<T> {
         let mut is_retry = false;
         loop {
             let count = self.page.load(Ordering::Relaxed);
-            let command = &command(count);
-            let read = |mut connection| async move { command.query_async(&mut connection).await };
-            let page = self.run_on(&self.bulk, read).await;
-            match &page {
+            let answer = self.run_on(&self.bulk, |connection| read(connection, count)).await;
+            match &answer {
                 Ok(_) => self.page.store((count + count / 16 + 1).min(PAGE), Ordering::Relaxed),
                 Err(error) if error.is_unknown() => {
                     self.page.store((count / 8).max(1), Ordering::Relaxed);
@@ -280,7 +282,7 @@ impl Shared {
                 }
                 Err(_) => {}
             }
-            return page;
+            return answer;
         }
     }
 
