@@ -135,6 +135,18 @@ async fn a_command_finds_the_server_that_has_the_slot() {
     assert_eq!(soon(log.state(None)).await.unwrap().last, 1);
     assert_eq!(soon(log.take("ticket")).await.unwrap(), Some("ada".into()));
     assert_eq!(soon(log.range(0, 10)).await.unwrap().len(), 1);
+    // One connection serves all commands of this kind.
+    let connections = || {
+        let stats = cluster.servers[to].cli(&["INFO", "stats"]);
+        let count = stats.lines().find_map(|line| line.strip_prefix("total_connections_received:")).unwrap();
+        count.parse::<u64>().unwrap()
+    };
+    let before = connections();
+    for _ in 0..20 {
+        soon(log.state(None)).await.unwrap();
+    }
+    // The second reading of the counter has a connection too.
+    assert_eq!(connections() - before, 1);
     // The slot has a new owner: `MOVED`. A batch of several chunks keeps its order.
     cluster.finish_move(&slot, from, to);
     let batch = (0..600).map(|n| NewRecord::new(Bytes::from(n.to_string()))).collect();

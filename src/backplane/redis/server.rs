@@ -13,7 +13,8 @@ use super::super::{Answer, BackplaneError, LogPosition, NewRecord, Seen};
 use super::errors::{classify, is_elsewhere};
 use super::journal_scripts::Scripts;
 use super::keys::Keys;
-use super::redirect::{Connection, Redirect};
+use super::link::Link;
+use super::redirect::Connection;
 use super::topology::{Limits, Topology};
 use crate::sync::Mutex;
 
@@ -72,7 +73,7 @@ pub(super) struct Line {
 
 #[derive(Default)]
 struct Slot {
-    connection: Option<MultiplexedConnection>,
+    link: Option<Link>,
     /// Counts the connections, so that a late error of an old connection does not drop its
     /// successor.
     number: u64,
@@ -82,12 +83,12 @@ struct Slot {
 }
 
 impl Line {
-    fn find(&self) -> Option<(MultiplexedConnection, u64)> {
+    fn find(&self) -> Option<(Link, u64)> {
         let slot = self.slot.lock();
-        Some((slot.connection.clone()?, slot.number))
+        Some((slot.link.clone()?, slot.number))
     }
 
-    async fn get(&self, shared: &Shared) -> Answer<(MultiplexedConnection, u64)> {
+    async fn get(&self, shared: &Shared) -> Answer<(Link, u64)> {
         if let Some(found) = self.find() {
             return Ok(found);
         }
@@ -99,7 +100,8 @@ impl Line {
         if let Some((_, error)) = self.slot.lock().failed.as_ref().filter(|(at, _)| *at >= requested_at) {
             return Err(error.duplicate());
         }
-        let mut connection = shared.connect(Some(shared.limits.timeout)).await.inspect_err(|error| {
+        let limits = shared.limits_of(Some(shared.limits.timeout));
+        let mut connection = shared.connect(limits).await.inspect_err(|error| {
             self.slot.lock().failed = Some((Instant::now(), error.duplicate()));
         })?;
         shared.warn_of_eviction(&mut connection).await;
@@ -107,13 +109,13 @@ impl Line {
         let mut slot = self.slot.lock();
         slot.number += 1;
         slot.failed = None;
-        Ok((slot.connection.insert(connection).clone(), slot.number))
+        Ok((slot.link.insert(Link::new(connection, limits)).clone(), slot.number))
     }
 
     /// Drops the connection with this number. Returns whether it was still the current connection.
     fn lose(&self, number: u64) -> bool {
         let mut slot = self.slot.lock();
-        slot.number == number && slot.connection.take().is_some()
+        slot.number == number && slot.link.take().is_some()
     }
 }
 
@@ -161,10 +163,15 @@ impl Shared {
         }
     }
 
-    /// Opens a connection to the server that has the log.
-    pub(super) async fn connect(&self, response_timeout: Option<Duration>) -> Answer<MultiplexedConnection> {
+    /// Opens a connection to the server that has the log, without a time limit for answers.
+    pub(super) async fn open_link(&self) -> Answer<Link> {
+        let limits = self.limits_of(None);
+        Ok(Link::new(self.connect(limits).await?, limits))
+    }
+
+    async fn connect(&self, limits: Limits) -> Answer<MultiplexedConnection> {
         self.choose_cryptography();
-        self.topology.connect(&self.keys.meta, self.limits_of(response_timeout)).await
+        self.topology.connect(&self.keys.meta, limits).await
     }
 
     fn limits_of(&self, answer: Option<Duration>) -> Limits {
@@ -177,26 +184,6 @@ impl Shared {
         if self.topology.is_encrypted() && rustls::crypto::CryptoProvider::get_default().is_none() {
             // An error means that another thread has installed a provider in the meantime.
             let _ = rustls::crypto::ring::default_provider().install_default();
-        }
-    }
-
-    /// Runs a command. If the server answers that another server of the cluster has the keys of
-    /// this one command, runs the command there, on a new connection. Slots are moved rarely and
-    /// within seconds, so these connections are not kept.
-    pub(super) async fn run_redirected<T, F: Future<Output = Result<T, RedisError>>>(
-        &self,
-        connection: MultiplexedConnection,
-        response_timeout: Option<Duration>,
-        command: &impl Fn(Connection) -> F,
-    ) -> Answer<Result<T, RedisError>> {
-        let answer = command(Connection::new(connection)).await;
-        match answer.as_ref().err().and_then(|error| self.topology.redirect(error)) {
-            Some(Redirect::Ask(importer)) => {
-                let limits = self.limits_of(response_timeout);
-                let connection = self.topology.connect_to(&importer, limits).await?;
-                Ok(command(Connection::asking(connection)).await)
-            }
-            Some(Redirect::Moved(_)) | None => Ok(answer),
         }
     }
 
@@ -229,8 +216,8 @@ impl Shared {
         let begun = Instant::now();
         let mut was_moved = false;
         loop {
-            let (connection, number) = line.get(self).await?;
-            let error = match self.run_redirected(connection, Some(self.limits.timeout), &command).await? {
+            let (link, number) = line.get(self).await?;
+            let error = match link.run(&self.topology, &command).await? {
                 Ok(answer) => return Ok(answer),
                 Err(error) => error,
             };
@@ -242,7 +229,7 @@ impl Shared {
                 let is_late_read = error.is_timeout() && std::ptr::eq(lines, &raw const self.bulk);
                 if line.lose(number) && !is_late_read {
                     for lines in [&self.line, &self.publish, &self.bulk] {
-                        lines.here().slot.lock().connection = None;
+                        lines.here().slot.lock().link = None;
                     }
                 }
             }

@@ -1,0 +1,61 @@
+//! The connection to the server that has the log, for commands that a cluster may redirect.
+
+use std::sync::Arc;
+
+use redis::RedisError;
+use redis::aio::MultiplexedConnection;
+
+use super::super::Answer;
+use super::redirect::{Address, Connection, Redirect};
+use super::topology::{Limits, Topology};
+use crate::sync::Mutex;
+
+/// A connection to the server that has the log. Clones share the connection.
+#[derive(Clone)]
+pub(super) struct Link {
+    owner: MultiplexedConnection,
+    limits: Limits,
+    /// The connection to the server that imports the slot of the log. It stays open until the link
+    /// is dropped, so that a slot that is being moved costs one more connection for each link, and
+    /// not one for each command.
+    importer: Arc<Mutex<Option<(Address, MultiplexedConnection)>>>,
+}
+
+impl Link {
+    pub(super) fn new(owner: MultiplexedConnection, limits: Limits) -> Self {
+        Self { owner, limits, importer: Arc::default() }
+    }
+
+    /// Runs a command. If the server answers that another server of the cluster has the keys of
+    /// this one command, runs the command again there.
+    ///
+    /// A command may consist of several requests. All of them go to one server: a redirection of a
+    /// later request runs the command again from its beginning.
+    pub(super) async fn run<T, F: Future<Output = Result<T, RedisError>>>(
+        &self,
+        topology: &Topology,
+        command: &impl Fn(Connection) -> F,
+    ) -> Answer<Result<T, RedisError>> {
+        let answer = command(Connection::new(self.owner.clone())).await;
+        match answer.as_ref().err().and_then(|error| topology.redirect(error)) {
+            Some(Redirect::Ask(importer)) => {
+                let connection = self.connect_to(topology, importer).await?;
+                Ok(command(Connection::asking(connection)).await)
+            }
+            Some(Redirect::Moved(_)) | None => Ok(answer),
+        }
+    }
+
+    /// Returns the connection to the server that imports the slot. Callers do not wait for each
+    /// other, so the first ones may connect at the same time. The newest connection is kept.
+    async fn connect_to(&self, topology: &Topology, importer: Address) -> Answer<MultiplexedConnection> {
+        if let Some((address, connection)) = &*self.importer.lock()
+            && *address == importer
+        {
+            return Ok(connection.clone());
+        }
+        let connection = topology.connect_to(&importer, self.limits).await?;
+        *self.importer.lock() = Some((importer, connection.clone()));
+        Ok(connection)
+    }
+}
