@@ -2,13 +2,13 @@
 
 use std::time::Duration;
 
-use tower_sse::backplane::{Backplane, Redis};
+use tower_sse::backplane::{Backplane, NewRecord, Redis};
 use tower_sse::test_kit::check_backplane;
 use tower_sse::{Cursor, Event, Hub, Publisher, SubscriberItem, Subscription};
 
 use crate::instances::builder;
 use crate::kit::{soon, until};
-use crate::redis_server::{PASSWORD, Replicated, SENTINEL_PASSWORD};
+use crate::redis_server::{FORGETFUL, PASSWORD, RedisServer, Replicated, SENTINEL_PASSWORD};
 
 fn servers() -> String {
     format!("redis://:{PASSWORD}@any")
@@ -68,6 +68,50 @@ async fn a_log_of_sentinel_keeps_the_contract_and_a_planned_failover_causes_no_g
     let no_password = Redis::sentinel(redis.sentinel_urls(), "main", "redis://any", "n").unwrap();
     let error = soon(no_password.state(None)).await.unwrap_err();
     assert!(error.is_rejected() && error.to_string().contains("NOAUTH"), "{error}");
+}
+
+/// One Sentinel is cut off from the others and names the old primary, which still accepts writes.
+#[tokio::test]
+async fn a_primary_of_an_older_configuration_is_not_used() {
+    let Some(old) = RedisServer::start(FORGETFUL) else { return };
+    let Some(mut new) = RedisServer::start(FORGETFUL) else { return };
+    let sentinel = |primary: &RedisServer, version: u32| {
+        let settings =
+            format!("sentinel monitor main 127.0.0.1 {} 2\nsentinel config-epoch main {version}", primary.port);
+        RedisServer::start_with(|folder| {
+            let file = folder.join("sentinel.conf");
+            std::fs::write(&file, settings).unwrap();
+            vec![file.to_str().unwrap().to_owned(), "--sentinel".to_owned()]
+        })
+        .unwrap()
+    };
+    let sentinels = [sentinel(&old, 3), sentinel(&new, 4), sentinel(&new, 4)];
+    let log_of = |user: &str| {
+        let urls = sentinels.each_ref().map(|sentinel| format!("redis://{user}127.0.0.1:{}", sentinel.port));
+        Redis::sentinel(urls, "main", "redis://any", "n").unwrap()
+    };
+    for expected in 1..=20 {
+        let record = NewRecord::new("x".into());
+        let placed = soon(log_of("").append(vec![record], None)).await.pop().unwrap().unwrap();
+        assert_eq!(placed.sequence, expected);
+    }
+    assert_eq!(old.cli(&["DBSIZE"]), "0");
+
+    // A user who may not ask for the version of the configuration can connect.
+    for sentinel in &sentinels {
+        let user = ["ACL", "SETUSER", "ada", "on", ">secret", "-@all", "+sentinel|get-master-addr-by-name"];
+        assert_eq!(sentinel.cli(&user), "OK");
+    }
+    soon(log_of("ada:secret@").state(None)).await.unwrap();
+
+    // The old primary is no substitute for the new one.
+    new.kill();
+    soon(log_of("").state(None)).await.unwrap_err();
+    // If no other Sentinel answers, the answer of one counts.
+    let [isolated, mut others @ ..] = sentinels;
+    others.iter_mut().for_each(RedisServer::kill);
+    let urls = [&isolated, &others[0], &others[1]].map(RedisServer::url);
+    soon(Redis::sentinel(urls, "main", "redis://any", "n").unwrap().state(None)).await.unwrap();
 }
 
 #[tokio::test]

@@ -134,9 +134,14 @@ impl Redis {
     /// - `servers` has the user, the password, the database and the TLS settings of the Redis
     ///   servers. The adapter replaces its host and port by those that Sentinel names.
     ///
-    /// The adapter asks Sentinel before each connection, so it continues at the new primary after a
-    /// failover. During a failover, publishing fails, or its outcome is unknown. A failover may
-    /// lose acknowledged records: see [`acknowledged_by`](Self::acknowledged_by).
+    /// The adapter asks the Sentinels before each connection, so it continues at the new primary
+    /// after a failover. It waits for the answers of more than half of the Sentinels, and at most
+    /// for half of the [`timeout`](Self::timeout) if one has answered. The newest configuration
+    /// among these answers counts. So a Sentinel that is cut off from the others does not lead the
+    /// adapter to the old primary.
+    ///
+    /// During a failover, publishing fails, or its outcome is unknown. A failover may lose
+    /// acknowledged records: see [`acknowledged_by`](Self::acknowledged_by).
     ///
     /// ```no_run
     /// # #[cfg(feature = "redis")] fn main() -> Result<(), Box<dyn std::error::Error>> {

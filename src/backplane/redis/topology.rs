@@ -6,18 +6,22 @@
 //! write that changes nothing. A replica rejects this write, and a server of a cluster that does
 //! not own the slot redirects it.
 
+use std::collections::hash_map::HashMap;
+use std::collections::vec_deque::VecDeque;
 use std::time::Duration;
 
 use futures::StreamExt;
+use futures::stream::FuturesUnordered;
 use redis::aio::MultiplexedConnection;
 use redis::{AsyncConnectionConfig, Client, Cmd, ConnectionAddr, ConnectionInfo, FromRedisValue, RedisError, Value};
+use tokio::time::{Instant, timeout_at};
 
 use super::super::{Answer, BackplaneError, in_time};
 use super::errors::classify;
 use super::redirect::{Address, Redirect, known_host};
 use crate::sync::Mutex;
 
-/// The number of servers that a search asks at the same time.
+/// The number of servers of a cluster that a search asks at the same time.
 const ASKED_AT_ONCE: usize = 3;
 /// The maximum number of redirections that one search follows.
 const MAX_REDIRECTS: usize = 5;
@@ -128,38 +132,74 @@ impl Topology {
 }
 
 impl Sentinels {
-    /// Asks the Sentinels in random order, and connects to the first primary that is one.
+    /// Asks all Sentinels, and connects to the primary of the newest configuration.
+    ///
+    /// A Sentinel that is cut off from the others names the old primary after a failover, and the
+    /// old primary may still accept writes. So this function waits for the answers of more than
+    /// half of the Sentinels, and at most for half of the time limit if one has answered.
     async fn connect(&self, meta: &str, limits: Limits) -> Answer<MultiplexedConnection> {
-        let mut sentinels: Vec<_> = self.sentinels.iter().collect();
-        fastrand::shuffle(&mut sentinels);
-        let primaries: Vec<_> = sentinels.into_iter().map(|sentinel| self.primary(sentinel, limits)).collect();
-        let mut primaries = futures::stream::iter(primaries).buffer_unordered(ASKED_AT_ONCE);
-        let (mut tried, mut failed) = (Vec::new(), None);
-        while let Some(primary) = primaries.next().await {
-            match primary {
-                Ok(address) if tried.contains(&address) => {}
-                Ok(address) => {
-                    match self.connect_to(&address, meta, limits).await {
-                        Ok(connection) => return Ok(connection),
-                        // The error of a primary says more than that of a Sentinel.
-                        Err(error) => failed = Some(error),
+        let enough = self.sentinels.len() / 2 + 1;
+        let deadline = Instant::now() + limits.connect / 2;
+        let mut answers: FuturesUnordered<_> =
+            self.sentinels.iter().map(|sentinel| self.primary(sentinel, limits)).collect();
+        let (mut answered, mut newest, mut failed) = (0, 0, None);
+        // The primaries of the newest configuration. There are several only if the Sentinels do not
+        // report its version.
+        let (mut primaries, mut tried) = (VecDeque::new(), Vec::new());
+        loop {
+            let answer = if primaries.is_empty() && tried.is_empty() {
+                answers.next().await
+            } else {
+                timeout_at(deadline, answers.next()).await.unwrap_or_default()
+            };
+            let is_last = answer.is_none();
+            match answer {
+                Some(Ok((version, address))) => {
+                    answered += 1;
+                    if version > newest {
+                        newest = version;
+                        primaries.clear();
                     }
-                    tried.push(address);
+                    if version == newest && !tried.contains(&address) && !primaries.contains(&address) {
+                        primaries.push_back(address);
+                    }
                 }
-                Err(error) => drop(failed.get_or_insert(error)),
+                Some(Err(error)) => drop(failed.get_or_insert(error)),
+                None => {}
+            }
+            if !is_last && answered < enough {
+                continue;
+            }
+            while let Some(address) = primaries.pop_front() {
+                match self.connect_to(&address, meta, limits).await {
+                    Ok(connection) => return Ok(connection),
+                    // The error of a primary says more than that of a Sentinel.
+                    Err(error) => failed = Some(error),
+                }
+                tried.push(address);
+            }
+            if is_last {
+                return Err(failed.unwrap_or_else(|| BackplaneError::unavailable("no Sentinel has answered")));
             }
         }
-        Err(failed.unwrap_or_else(|| BackplaneError::unavailable("no Sentinel has answered")))
     }
 
-    /// Asks one Sentinel for the address of the primary.
-    async fn primary(&self, sentinel: &ConnectionInfo, limits: Limits) -> Answer<Address> {
+    /// Asks one Sentinel for the address of the primary, and for the version of the configuration
+    /// that names it. The version is 0 if the Sentinel does not report it, for example because the
+    /// user may not send `SENTINEL MASTER`.
+    async fn primary(&self, sentinel: &ConnectionInfo, limits: Limits) -> Answer<(u64, Address)> {
         let mut connection = open_info(sentinel.clone(), limits).await?;
+        // Ask for the version first. If the primary changes between the two requests, the new
+        // address then has the old version. The old address must not have the new one.
+        let command = redis::cmd("SENTINEL").arg("MASTER").arg(&self.primary).take();
+        let fields = ask::<HashMap<String, String>>(&mut connection, &command, limits).await.unwrap_or_default();
+        let version = fields.get("config-epoch").and_then(|epoch| epoch.parse().ok()).unwrap_or(0);
         let command = redis::cmd("SENTINEL").arg("GET-MASTER-ADDR-BY-NAME").arg(&self.primary).take();
         let address: Option<Address> = ask(&mut connection, &command, limits).await?;
-        address.ok_or_else(|| {
+        let address = address.ok_or_else(|| {
             BackplaneError::unavailable(format!("the Sentinel knows no primary with the name {:?}", self.primary))
-        })
+        })?;
+        Ok((version, address))
     }
 
     async fn connect_to(&self, address: &Address, meta: &str, limits: Limits) -> Answer<MultiplexedConnection> {
