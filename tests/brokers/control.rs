@@ -6,7 +6,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures::StreamExt;
 use tower_sse::backplane::{Backplane, ControlStream, Memory, Nats, Redis};
-use tower_sse::test_kit::FaultyLog;
+use tower_sse::test_kit::{Fault, FaultyLog, Operation};
 use tower_sse::{
     Cursor, Disconnect, EndReason, Event, Hub, HubBuilder, Subscriber, SubscriberItem, Subscription, TopicFilter,
 };
@@ -66,6 +66,31 @@ async fn commands_arrive_while_sending_is_slow() {
         assert_eq!(until_ended(&mut page).await, EndReason::Disconnected);
     }
     churn.abort();
+}
+
+/// An instance repeats the storing of its list after an error. The broker may execute the first
+/// attempt later, when the instance has other connections.
+#[tokio::test]
+async fn a_late_attempt_to_store_a_list_hides_no_connection() {
+    let log = FaultyLog::new();
+    let (near, far) = (log.connect(), log.connect());
+    let (one, witness) = (start(builder(), near.clone()).await, start(builder(), log.connect()).await);
+    let ada = listen(&one, "ada", "news");
+    until(|| witness.topic("news").count() == 1).await;
+    near.faults().next(Operation::PutShared, Fault::Late);
+    far.faults().next(Operation::GetShared, Fault::HoldRequest);
+    let two = start(builder(), far.clone()).await;
+    until(|| near.faults().calls(Operation::PutShared) == 1).await;
+    let bea = listen(&one, "bea", "news");
+    // The second attempt was announced, and `two` begins to read it.
+    far.faults().until_holds(1).await;
+    near.faults().release();
+    for _ in 0..100 {
+        tokio::task::yield_now().await;
+    }
+    far.faults().release();
+    until(|| two.topic("news").count() == 2).await;
+    drop((ada, bea));
 }
 
 #[tokio::test]

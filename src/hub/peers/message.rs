@@ -83,7 +83,7 @@ pub(crate) struct PresenceUpdate {
 pub(crate) struct List {
     /// The number of the newest presence update that the list includes.
     pub(crate) number: u64,
-    /// The number of lists that the instance has stored, this one included.
+    /// The number of lists that the instance has begun to store, this one included.
     pub(crate) serial: u64,
     /// The number of parts.
     pub(crate) parts: u64,

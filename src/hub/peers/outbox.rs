@@ -7,7 +7,8 @@
 //!    have received it ignore the repetition ([`Outbox::sending`]).
 //! 2. The list of all connections is stored at the broker when another instance asks for it, at
 //!    most once for each [`LIST_PAUSE`]. A list that includes what the other instance needs is only
-//!    announced again ([`Outbox::asked`]).
+//!    announced again ([`Outbox::asked`]). Each attempt has a new serial number, because the broker
+//!    may still store a part of an attempt that has failed.
 //! 3. Presence events wait in their order until the broker has appended them
 //!    ([`Outbox::announced`]). If the queue is full, for example because the broker is unavailable
 //!    for a long time, the oldest events are dropped.
@@ -53,6 +54,8 @@ pub(in crate::hub) struct Outbox {
     listed_is_due: bool,
     /// The newest stored list, and the time at which it was stored.
     list: Option<(Millis, List)>,
+    /// The serial number of the last list that was to be stored.
+    serial: u64,
     /// The time at which a list could not be stored.
     failed_at: Option<Millis>,
     /// Whether the instance sends or has sent its goodbye. The instance then sends no further
@@ -140,14 +143,21 @@ impl Outbox {
     pub(in crate::hub) fn take_list_due(&mut self, now: Millis) -> Option<(u64, u64)> {
         let last = self.list.map(|(at, _)| at).into_iter().chain(self.failed_at).max();
         let may_store = last.is_none_or(|at| at.saturating_add(LIST_PAUSE) <= now);
-        let is_due = may_store && std::mem::take(&mut self.list_is_due);
-        is_due.then(|| (self.list.map_or(1, |(_, list)| list.serial + 1), self.number))
+        if !may_store || !std::mem::take(&mut self.list_is_due) {
+            return None;
+        }
+        self.serial += 1;
+        Some((self.serial, self.number))
     }
 
     /// Notes that a list was stored. It has to be announced.
     pub(in crate::hub) fn stored(&mut self, list: List, now: Millis) {
-        self.list = Some((now, list));
-        self.listed_is_due = true;
+        // Another task may have replaced the one that has stored this list, and have stored a newer
+        // one.
+        if self.list.is_none_or(|(_, newest)| newest.serial < list.serial) {
+            self.list = Some((now, list));
+            self.listed_is_due = true;
+        }
     }
 
     /// Notes that a list could not be stored. It was not announced, so no instance reads its parts.
@@ -272,7 +282,25 @@ mod tests {
         outbox.not_stored(100_000);
         assert_eq!(outbox.take_list_due(101_000), None, "an instance that needs the list asks again");
         outbox.asked(7, 100_500);
-        assert_eq!((outbox.take_list_due(100_999), outbox.take_list_due(101_000)), (None, Some((3, 7))));
+        assert_eq!((outbox.take_list_due(100_999), outbox.take_list_due(101_000)), (None, Some((4, 7))));
+    }
+
+    /// Otherwise a reader could combine the parts of two attempts with different connections.
+    #[test]
+    fn two_attempts_to_store_a_list_never_have_the_same_serial_number() {
+        let mut outbox = Outbox::default();
+        let list = |serial| List { number: 0, serial, parts: 1 };
+        outbox.asked(0, 0);
+        assert_eq!(outbox.take_list_due(0), Some((1, 0)));
+        outbox.not_stored(0);
+        outbox.asked(0, 1_000);
+        assert_eq!(outbox.take_list_due(1_000), Some((2, 0)), "the first attempt may still be stored");
+        // A task that replaces the one with the second attempt begins a third one.
+        outbox.asked(0, 2_000);
+        assert_eq!(outbox.take_list_due(2_000), Some((3, 0)));
+        outbox.stored(list(3), 2_000);
+        outbox.stored(list(2), 2_100);
+        assert_eq!(outbox.take_listed(), Some(list(3)), "the older attempt replaces no newer list");
     }
 
     #[test]
