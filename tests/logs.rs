@@ -21,6 +21,7 @@ use proc_macro2::{TokenStream, TokenTree};
 use quote::ToTokens;
 use tower::ServiceExt;
 use tower_sse::backplane::{Backplane as _, NewRecord, Redis};
+use tower_sse::test_kit::{Fault, FaultyLog, LogConnection, Operation};
 use tower_sse::{
     Cursor, Disconnect, EndReason, Event, EventBody, GapReason, Hub, HubBuilder, IntoAccess, LagPolicy, Public,
     Refusal, RefusalReason, Retention, Start, StreamRequest, SubscriberItem, Subscription, TopicFilter,
@@ -257,6 +258,23 @@ async fn a_publisher_warns_of_a_key_without_a_retention_rule() {
     }
     let logged = lines.at(Level::WARN);
     assert!(logged.len() == 1 && logged[0].contains("latest_per_key"), "{logged:?}");
+}
+
+/// The other instances read the list of connections instead.
+#[tokio::test]
+async fn a_report_about_connections_that_the_broker_rejects_logs_a_warning() {
+    let (lines, _guard) = LogLines::capture();
+    let log = FaultyLog::new();
+    let (near, far) = (log.connect(), log.connect());
+    near.faults().every_if(Operation::Broadcast, Fault::Rejected, |call| call.contains("ada"));
+    let hub = |log: LogConnection| build(Hub::builder().peer_timeout(Duration::from_millis(900)).backplane(log));
+    let (one, other) = (hub(near), hub(far));
+    until(|| one.is_ready() && other.is_ready()).await;
+    let page = one.subscribe(Subscription::for_user("ada"), Cursor::Absent).unwrap();
+    until(|| other.user("ada").is_online()).await;
+    let warnings = lines.warnings();
+    assert!(warnings.len() == 1 && warnings[0].contains("rejected a report about connections"), "{warnings:?}");
+    drop(page);
 }
 
 #[tokio::test]
