@@ -48,6 +48,12 @@ impl<K> Departures<K> {
         self.queue.front().map(|(since, _)| since.saturating_add(self.grace))
     }
 
+    /// Returns the allocated memory in bytes.
+    #[cfg(any(test, feature = "test-kit"))]
+    pub(in crate::hub) fn allocated(&self) -> usize {
+        self.queue.capacity() * size_of::<(Millis, K)>()
+    }
+
     /// Removes the oldest departure if it is over. Returns its time and its key.
     pub(in crate::hub) fn pop_due(&mut self, now: Millis) -> Option<(Millis, K)> {
         self.queue.front().filter(|(since, _)| self.is_over(*since, now))?;

@@ -43,12 +43,11 @@ impl ScopedText {
     ///
     /// If the text is in another scope already, and not in the root scope.
     pub(crate) fn placed_in(mut self, scope: &ScopeName, field: &'static str) -> Result<Self, InvalidName> {
-        if self.scope != *scope {
-            if !self.scope.is_root() {
-                return Err(InvalidName::new(field, NameProblem::OtherScope));
-            }
-            self.scope = scope.clone();
+        if self.scope != *scope && !self.scope.is_root() {
+            return Err(InvalidName::new(field, NameProblem::OtherScope));
         }
+        // Also if they are equal, so that many names share the text of one scope.
+        self.scope = scope.clone();
         Ok(self)
     }
 }

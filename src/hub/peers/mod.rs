@@ -3,7 +3,7 @@
 //!
 //! 1. An instance is known while its lease lasts. When the lease ends, the instance is removed
 //!    together with its connections ([`table`]). These are in a compact table ([`connections`],
-//!    which uses [`slots`] and [`short_text`]).
+//!    which uses [`users`], [`topics`], [`scopes`], [`slots`] and [`short_text`]).
 //! 2. After a missing presence update, further updates of that instance wait until its list was
 //!    read ([`reports`]).
 //! 3. After an instance has ended, one of the others publishes `hub.left` for its members
@@ -17,10 +17,15 @@
 mod codec;
 mod connections;
 mod encoding;
+#[cfg(any(test, feature = "test-kit"))]
+mod memory;
 pub(super) mod message;
 pub(super) mod outbox;
 mod reports;
+mod scopes;
 mod short_text;
 mod slots;
 pub(super) mod table;
+mod topics;
+mod users;
 mod witnesses;
