@@ -21,7 +21,7 @@ use futures::stream::{BoxStream, FuturesUnordered, StreamExt};
 use tokio::time::{Duration, Instant};
 
 use super::broadcast::stream_of;
-use super::connections::ReadList;
+use super::connections::ReadPart;
 use super::shared_log::SharedLog;
 use crate::backplane::{Answer, ControlMessage, ControlStream, next_until};
 use crate::hub::peers::message::{Body, Message};
@@ -63,7 +63,7 @@ async fn run(hub: Weak<Inner>) {
 
 /// The lists that are being read. If the task is replaced or ends, the lists are read again.
 struct Reads {
-    reads: FuturesUnordered<BoxFuture<'static, ReadList>>,
+    reads: FuturesUnordered<BoxFuture<'static, ReadPart>>,
     hub: Weak<Inner>,
 }
 
@@ -80,16 +80,16 @@ impl Drop for Reads {
 /// What the task does next.
 enum Step {
     Receive(ControlMessage),
-    Apply(ReadList),
+    Apply(ReadPart),
     Turn,
 }
 
-/// Returns the next step. A list that was read and a due turn come first, so that many messages do
-/// not keep the task from them.
+/// Returns the next step. A part of a list that was read and a due turn come first, so that many
+/// messages do not keep the task from them.
 async fn next_step(
     next_turn: Instant,
     messages: &mut BoxStream<'static, Answer<ControlMessage>>,
-    reads: &mut FuturesUnordered<BoxFuture<'static, ReadList>>,
+    reads: &mut FuturesUnordered<BoxFuture<'static, ReadPart>>,
 ) -> Answer<Step> {
     let read = async {
         match reads.next().await {
@@ -126,7 +126,7 @@ async fn listen_and_broadcast(
                     hub.broadcast(shared, reply).await?;
                 }
             }
-            Step::Apply(read) => hub.apply_list(shared, read),
+            Step::Apply(read) => reads.reads.extend(hub.apply_part(shared, read).await),
             Step::Turn => {
                 let now = Instant::now();
                 if std::mem::take(&mut is_first) {
@@ -150,7 +150,7 @@ async fn listen_and_broadcast(
                         hub.broadcast(shared, Body::Ask(instance, needed)).await?;
                     }
                     let lists = shared.peers.lock().lists_to_read(READS - reads.reads.len());
-                    reads.reads.extend(lists.into_iter().map(|(of, list)| hub.read_list(shared, of, list)));
+                    reads.reads.extend(lists.into_iter().map(|reading| hub.read_list(shared, reading)));
                 }
                 if !is_closed {
                     hub.broadcast_run_news(shared).await?;

@@ -3,9 +3,13 @@
 //!
 //! The list is stored at the broker as values, and announced. An instance that needs it reads it
 //! there. So a list costs the broker one write, and the other instances receive one short message.
+//!
+//! An instance has at most one part of each list in memory that it reads. It applies a part in
+//! steps of [`STEP`] connections, because streams and calls wait for the lock of the table.
 
 use bytes::Bytes;
 use futures::future::{BoxFuture, FutureExt, try_join_all};
+use tokio::task::yield_now;
 
 use super::shared_log::SharedLog;
 use crate::backplane::{Answer, BackplaneError, ControlStream, MAX_SHARED_BYTES, in_time};
@@ -14,6 +18,7 @@ use crate::hub::peers::message::{
     Body, InstanceId, List, ListPart, Message, PeerConnection, PresenceUpdate, cut_topics,
 };
 use crate::hub::peers::outbox::LIST_AGE;
+use crate::hub::peers::table::Reading;
 use crate::types::ConnectionId;
 
 /// The maximum number of connections in one presence update.
@@ -28,11 +33,15 @@ const _: () = assert!(PART_SIZE < MAX_SHARED_BYTES);
 /// The time for which the broker stores a list.
 const STORED_FOR: std::time::Duration = std::time::Duration::from_millis(2 * LIST_AGE);
 
-/// The parts of a list of another instance, or the error of the broker.
-pub(super) struct ReadList {
-    of: InstanceId,
-    list: List,
-    parts: Answer<Vec<Vec<PeerConnection>>>,
+/// The maximum number of connections that are applied under one lock.
+const STEP: usize = 256;
+
+/// A part of a list of another instance, or the error of the broker.
+pub(super) struct ReadPart {
+    reading: Reading,
+    /// The index of the part.
+    part: u64,
+    open: Answer<Vec<PeerConnection>>,
 }
 
 impl Hub {
@@ -146,38 +155,57 @@ impl Hub {
         parts
     }
 
-    /// Returns the work to read a list of another instance from the broker.
-    pub(super) fn read_list(&self, shared: &SharedLog, of: InstanceId, list: List) -> BoxFuture<'static, ReadList> {
+    /// Returns the work to read the first part of a list of another instance from the broker.
+    pub(super) fn read_list(&self, shared: &SharedLog, reading: Reading) -> BoxFuture<'static, ReadPart> {
+        self.read_part(shared, reading, 0)
+    }
+
+    /// Returns the work to read a part of a list. A list without connections has no parts, and its
+    /// first part then has no connections.
+    fn read_part(&self, shared: &SharedLog, reading: Reading, part: u64) -> BoxFuture<'static, ReadPart> {
         let (backplane, limit) = (shared.backplane.clone(), self.settings().publish_timeout);
         async move {
-            let mut parts = Vec::new();
-            for part in 0..list.parts {
-                let read = in_time(limit, backplane.get_shared(&list.key(of, part))).await;
-                match read.and_then(|bytes| decode_part(bytes.as_ref(), of, list.serial, part)) {
-                    Ok(open) => parts.push(open),
-                    Err(error) => return ReadList { of, list, parts: Err(error) },
-                }
+            let Reading { of, list, .. } = reading;
+            if list.parts == 0 {
+                return ReadPart { reading, part, open: Ok(Vec::new()) };
             }
-            ReadList { of, list, parts: Ok(parts) }
+            let read = in_time(limit, backplane.get_shared(&list.key(of, part))).await;
+            let open = read.and_then(|bytes| decode_part(bytes.as_ref(), of, list.serial, part));
+            ReadPart { reading, part, open }
         }
         .boxed()
     }
 
-    /// Applies a list of another instance that was read.
-    pub(super) fn apply_list(&self, shared: &SharedLog, ReadList { of, list, parts }: ReadList) {
-        let now = self.now();
-        let is_read = parts.is_ok();
-        match parts {
-            Ok(parts) if shared.peers.lock().begin_list(of, &list) => {
-                // The lock is released after each part, because streams and calls wait for it.
-                parts.iter().for_each(|part| shared.peers.lock().apply_part(of, part, now));
+    /// Applies a part of a list of another instance. Returns the work to read the next part, if
+    /// there is one.
+    pub(super) async fn apply_part(
+        &self,
+        shared: &SharedLog,
+        ReadPart { reading, part, open }: ReadPart,
+    ) -> Option<BoxFuture<'static, ReadPart>> {
+        let is_read = match open {
+            Ok(open) => {
+                let mut is_needed = true;
+                for step in open.chunks(STEP) {
+                    is_needed &= shared.peers.lock().apply_part(&reading, step, self.now());
+                    yield_now().await;
+                }
+                if is_needed && part + 1 < reading.list.parts {
+                    return Some(self.read_part(shared, reading, part + 1));
+                }
+                // After the last part. A list that is no longer needed may have further parts.
+                while is_needed && shared.peers.lock().remove_unconfirmed(&reading, STEP, self.now()) {
+                    yield_now().await;
+                }
+                is_needed
             }
-            Ok(_) => {}
             Err(error) => {
                 tracing::debug!(name: "sse.peer.list_failed", %error, "the connections of another instance cannot be read yet");
+                false
             }
-        }
-        shared.peers.lock().end_list(of, list, is_read, now);
+        };
+        shared.peers.lock().end_list(&reading, is_read, self.now());
+        None
     }
 }
 

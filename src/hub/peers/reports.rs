@@ -37,8 +37,8 @@ pub(super) struct Reports {
     needed: u64,
     /// The newest known list, unless it could not be read.
     list: Option<List>,
-    /// Whether the list is being read.
-    is_reading: bool,
+    /// The number of the reading of the list, while the list is being read.
+    reading: Option<u64>,
     /// The earliest time of the next question.
     ask_at: Millis,
     /// The pause between the last question and `ask_at`.
@@ -128,7 +128,7 @@ impl Reports {
     /// to ask for the list now. If so, begins the pause before the next question.
     pub(super) fn ask(&mut self, now: Millis) -> Option<u64> {
         if self.number.is_some()
-            || self.is_reading
+            || self.reading.is_some()
             || now < self.ask_at
             || self.list.is_some_and(|list| self.helps(&list))
         {
@@ -165,27 +165,34 @@ impl Reports {
         }
     }
 
-    /// Returns the list if this instance has to read it now.
-    pub(super) fn begin_reading(&mut self) -> Option<List> {
-        let list = self.list.filter(|list| self.number.is_none() && !self.is_reading && self.helps(list))?;
-        self.is_reading = true;
+    /// Returns the list if this instance has to read it now. `reading` is the number of this
+    /// reading, which differs from those of all others.
+    pub(super) fn begin_reading(&mut self, reading: u64) -> Option<List> {
+        let list = self.list.filter(|list| self.reading.is_none() && self.expects(list))?;
+        self.reading = Some(reading);
         Some(list)
     }
 
-    /// Returns whether a list that was read has to be applied.
+    /// Returns whether a list is being read by the reading with this number. If not, its parts must
+    /// not be combined with those of the present reading.
+    pub(super) fn is_read_by(&self, reading: u64) -> bool {
+        self.reading == Some(reading)
+    }
+
+    /// Returns whether a list has to be applied.
     pub(super) fn expects(&self, list: &List) -> bool {
         self.number.is_none() && self.helps(list)
     }
 
     /// Notes that the list which was being read will not be applied. It is read again.
     pub(super) fn stop_reading(&mut self) {
-        self.is_reading = false;
+        self.reading = None;
     }
 
     /// Ends the reading of a list. If the whole list was read and applied, and nothing else is
     /// missing meanwhile, returns the updates that have to be applied after it.
     pub(super) fn end_reading(&mut self, list: List, is_read: bool) -> Vec<PresenceUpdate> {
-        self.is_reading = false;
+        self.reading = None;
         if self.list == Some(list) {
             self.list = None;
         }
@@ -235,9 +242,9 @@ mod tests {
         assert_eq!([7, 8, 9].map(|number| applied(&mut reports, number)), [None; 3]);
         assert_eq!(reports.ask(FIRST_ASK), Some(6));
         reports.listed(list(5));
-        assert_eq!(reports.begin_reading(), None, "the list does not include the update 6");
+        assert_eq!(reports.begin_reading(1), None, "the list does not include the update 6");
         reports.listed(list(7));
-        assert_eq!((reports.begin_reading(), reports.begin_reading()), (Some(list(7)), None));
+        assert_eq!((reports.begin_reading(1), reports.begin_reading(2)), (Some(list(7)), None));
         assert_eq!(applied(&mut reports, 10), None);
         let numbers: Vec<_> = reports.end_reading(list(7), true).iter().map(|update| update.number).collect();
         assert_eq!((numbers, applied(&mut reports, 11)), (vec![8, 9, 10], Some(11)));
@@ -251,7 +258,7 @@ mod tests {
         let mut reports = Reports::new(0);
         reports.lease(4, 0);
         reports.listed(list(4));
-        assert!(reports.begin_reading().is_some());
+        assert!(reports.begin_reading(1).is_some());
         assert_eq!([6, 8].map(|number| applied(&mut reports, number)), [None; 2]);
         assert!(reports.end_reading(list(4), true).is_empty() && !reports.is_complete());
         assert_eq!(reports.ask(1_000_000), Some(7));
@@ -262,7 +269,7 @@ mod tests {
         let mut reports = Reports::new(0);
         reports.lease(4, 0);
         reports.listed(list(4));
-        assert_eq!((reports.begin_reading(), reports.ask(1_000_000)), (Some(list(4)), None));
+        assert_eq!((reports.begin_reading(1), reports.ask(1_000_000)), (Some(list(4)), None));
         reports.end_reading(list(4), false);
         assert_eq!(reports.ask(1_000_000), Some(4));
     }
