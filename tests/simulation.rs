@@ -227,8 +227,9 @@ impl Simulation {
     }
 
     fn connect(&mut self, client: usize) {
-        let ready: Vec<_> = (0..self.instances.len()).filter(|at| self.instances[*at].hub.is_ready()).collect();
-        let instance = ready[fastrand::usize(..ready.len())];
+        // An instance that has just started is not ready.
+        let random = std::iter::repeat_with(|| fastrand::usize(..self.instances.len()));
+        let instance = random.take(10_000).find(|at| self.instances[*at].hub.is_ready()).unwrap();
         let user = self.clients[client].user;
         let mut subscription =
             Subscription::for_user(format!("user-{user:08}")).topic("news").topic(format!("team/{}", user % 10_000));
