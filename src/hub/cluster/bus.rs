@@ -13,10 +13,11 @@
 //!    because the other instances may count it as gone ([`table`](crate::hub::peers::table)).
 
 use std::collections::hash_set::HashSet;
+use std::pin::pin;
 use std::sync::Weak;
 
 use futures::FutureExt;
-use futures::future::{BoxFuture, Either, pending, select};
+use futures::future::{BoxFuture, pending, select};
 use futures::stream::{BoxStream, FuturesUnordered, StreamExt};
 use tokio::time::{Duration, Instant};
 
@@ -84,9 +85,10 @@ enum Step {
     Turn,
 }
 
-/// Returns the next step. A part of a list that was read and a due turn come first, so that many
-/// messages do not keep the task from them.
+/// Returns the next step. A due turn comes before messages. A part of a list that was read comes
+/// before both only if `part_first` is true.
 async fn next_step(
+    part_first: bool,
     next_turn: Instant,
     messages: &mut BoxStream<'static, Answer<ControlMessage>>,
     reads: &mut FuturesUnordered<BoxFuture<'static, ReadPart>>,
@@ -97,10 +99,10 @@ async fn next_step(
             None => pending().await,
         }
     };
-    match select(std::pin::pin!(read), std::pin::pin!(next_until(next_turn, messages))).await {
-        Either::Left((read, _)) => Ok(Step::Apply(read)),
-        Either::Right((received, _)) => Ok(received?.map_or(Step::Turn, Step::Receive)),
-    }
+    let apply = read.map(|read| Ok(Step::Apply(read)));
+    let other = next_until(next_turn, messages).map(|received| Ok(received?.map_or(Step::Turn, Step::Receive)));
+    let (apply, other) = (pin!(apply), pin!(other));
+    if part_first { select(apply, other).await.factor_first().0 } else { select(other, apply).await.factor_first().0 }
 }
 
 /// Processes received messages, and broadcasts in turns, until an error occurs or the hub is
@@ -113,8 +115,11 @@ async fn listen_and_broadcast(
     let (mut next_turn, mut next_lease, mut next_hello) = (started, started, started);
     let mut is_first = true;
     let mut reads = Reads { reads: FuturesUnordered::new(), hub: hub.clone() };
+    // A part comes first once for each turn. So many lists do not keep the task from messages, and
+    // many messages do not keep it from lists.
+    let mut part_first = true;
     loop {
-        let step = next_step(next_turn, &mut messages, &mut reads.reads).await?;
+        let step = next_step(part_first, next_turn, &mut messages, &mut reads.reads).await?;
         let Some(inner) = hub.upgrade() else { return Ok(()) };
         let hub = Hub { inner };
         let Some(shared) = &hub.inner.shared_log else { return Ok(()) };
@@ -126,8 +131,12 @@ async fn listen_and_broadcast(
                     hub.broadcast(shared, reply).await?;
                 }
             }
-            Step::Apply(read) => reads.reads.extend(hub.apply_part(shared, read).await),
+            Step::Apply(read) => {
+                part_first = false;
+                reads.reads.extend(hub.apply_part(shared, read).await);
+            }
             Step::Turn => {
+                part_first = true;
                 let now = Instant::now();
                 if std::mem::take(&mut is_first) {
                     shared.peers.lock().reconnected(hub.now());
