@@ -8,7 +8,9 @@
 //! 2. The list of all connections is stored at the broker when another instance asks for it, at
 //!    most once for each [`LIST_PAUSE`]. A list that includes what the other instance needs is only
 //!    announced again ([`Outbox::asked`]). Each attempt has a new serial number, because the broker
-//!    may still store a part of an attempt that has failed.
+//!    may still store a part of an attempt that has failed. An attempt does not overwrite the stored
+//!    list. If the broker executes a failed attempt after a later list was stored, it may overwrite
+//!    parts of that list. Instances then cannot read the list, and ask for another one.
 //! 3. Presence events wait in their order until the broker has appended them
 //!    ([`Outbox::announced`]). If the queue is full, for example because the broker is unavailable
 //!    for a long time, the oldest events are dropped.
@@ -147,6 +149,10 @@ impl Outbox {
             return None;
         }
         self.serial += 1;
+        // Other instances may read the stored list, so its keys stay as they are.
+        if self.list.is_some_and(|(_, list)| list.serial % 2 == self.serial % 2) {
+            self.serial += 1;
+        }
         Some((self.serial, self.number))
     }
 
@@ -282,7 +288,11 @@ mod tests {
         outbox.not_stored(100_000);
         assert_eq!(outbox.take_list_due(101_000), None, "an instance that needs the list asks again");
         outbox.asked(7, 100_500);
-        assert_eq!((outbox.take_list_due(100_999), outbox.take_list_due(101_000)), (None, Some((4, 7))));
+        assert_eq!(
+            (outbox.take_list_due(100_999), outbox.take_list_due(101_000)),
+            (None, Some((5, 7))),
+            "the parts of list 2 stay"
+        );
     }
 
     /// Otherwise a reader could combine the parts of two attempts with different connections.
