@@ -8,8 +8,9 @@
 //! 3. A user without a connection stays known for the grace period. So does a member that has left
 //!    a topic with presence events ([`Connections::forget`]). No other topic has members, because
 //!    no event would report that they have left.
-//! 4. A walk through the connections of one user is short. A user with more than [`CROWD`] of them
-//!    has counts in addition ([`Crowd`]).
+//! 4. The connections of a user are walked through if there are at most [`MANY`]. For a user with
+//!    more, the table counts the connections in each topic ([`UserCounts`]), so that a change of one
+//!    connection walks through none of the others.
 
 use std::collections::hash_map::HashMap;
 use std::sync::Arc;
@@ -31,9 +32,9 @@ const NONE: u32 = u32::MAX;
 const LONG: u32 = u32::MAX - 1;
 /// The number of topics that a connection stores itself.
 const INLINE: usize = 3;
-/// The maximum number of connections of a user without a [`Crowd`]. Small in tests, so that the
+/// The maximum number of connections of a user without a [`UserCounts`]. Small in tests, so that the
 /// property test reaches it.
-const CROWD: usize = if cfg!(test) { 2 } else { 32 };
+const MANY: usize = if cfg!(test) { 2 } else { 32 };
 
 /// The connections of one instance, by their ids. The entries are numbers of connections.
 pub(super) type Ids = HashTable<u32>;
@@ -48,8 +49,8 @@ pub(super) struct Connections {
     long_lists: Slots<Box<[u32]>>,
     /// The data of the connections that have data.
     data: HashMap<u32, Arc<str>>,
-    /// The counts of the users with more than [`CROWD`] connections.
-    crowds: HashMap<u32, Crowd>,
+    /// The counts of the users with more than [`MANY`] connections.
+    user_counts: HashMap<u32, UserCounts>,
     /// By topic, the members whose last connection has left the topic, each with the time and the
     /// instance of that connection.
     departed: HashMap<u32, HashMap<u32, (Millis, InstanceId)>>,
@@ -76,7 +77,7 @@ struct Record {
 
 /// The counts of a user with very many connections.
 #[derive(Debug, Default)]
-struct Crowd {
+struct UserCounts {
     connections: usize,
     /// The number of these connections in each topic.
     topics: HashMap<u32, u32>,
@@ -178,27 +179,27 @@ impl Connections {
             }
             self.users.set_first(user, number);
             self.absent.remove(&user);
-            match self.crowds.get_mut(&user) {
-                Some(crowd) => crowd.connections += 1,
-                None => self.count_crowd(user),
+            match self.user_counts.get_mut(&user) {
+                Some(counts) => counts.connections += 1,
+                None => self.begin_counts(user),
             }
         }
         ids.insert_unique(connection.id.0, number, |number| self.records.get(*number).id().0);
         number
     }
 
-    /// Begins to count the connections of a user if there are more than [`CROWD`].
-    fn count_crowd(&mut self, user: u32) {
+    /// Begins to count the connections of a user if there are more than [`MANY`].
+    fn begin_counts(&mut self, user: u32) {
         let first = self.users.first(user);
-        if self.list(first).nth(CROWD).is_none() {
+        if self.list(first).nth(MANY).is_none() {
             return;
         }
-        let mut crowd = Crowd::default();
+        let mut counts = UserCounts::default();
         for number in self.list(first) {
-            crowd.connections += 1;
-            self.topics_of(number).iter().for_each(|topic| *crowd.topics.entry(*topic).or_default() += 1);
+            counts.connections += 1;
+            self.topics_of(number).iter().for_each(|topic| *counts.topics.entry(*topic).or_default() += 1);
         }
-        self.crowds.insert(user, crowd);
+        self.user_counts.insert(user, counts);
     }
 
     /// Removes a connection of an instance. `ids` are those of the instance.
@@ -221,11 +222,11 @@ impl Connections {
             if self.users.first(user) == number {
                 self.users.set_first(user, next);
             }
-            if let Some(crowd) = self.crowds.get_mut(&user) {
-                crowd.connections -= 1;
+            if let Some(counts) = self.user_counts.get_mut(&user) {
+                counts.connections -= 1;
                 // Well below the limit, so that one connection that comes and goes costs little.
-                if crowd.connections <= CROWD / 2 {
-                    self.crowds.remove(&user);
+                if counts.connections <= MANY / 2 {
+                    self.user_counts.remove(&user);
                 }
             }
             if self.users.first(user) == NONE {
@@ -244,8 +245,8 @@ impl Connections {
         self.topics.at(topic).connections.insert(number);
         let user = self.records.get(number).user;
         self.forget_departure(topic, user);
-        if let Some(crowd) = self.crowds.get_mut(&user) {
-            *crowd.topics.entry(topic).or_default() += 1;
+        if let Some(counts) = self.user_counts.get_mut(&user) {
+            *counts.topics.entry(topic).or_default() += 1;
         }
     }
 
@@ -255,12 +256,12 @@ impl Connections {
         let of = self.topics.at(topic);
         of.connections.remove(number);
         let has_events = of.has_events;
-        if let Some(crowd) = self.crowds.get_mut(&user)
-            && let Some(count) = crowd.topics.get_mut(&topic)
+        if let Some(counts) = self.user_counts.get_mut(&user)
+            && let Some(count) = counts.topics.get_mut(&topic)
         {
             *count -= 1;
             if *count == 0 {
-                crowd.topics.remove(&topic);
+                counts.topics.remove(&topic);
             }
         }
         if has_events && user != NONE && !self.is_in(topic, user) {
@@ -272,8 +273,8 @@ impl Connections {
 
     /// Returns whether a user has a connection in a topic.
     fn is_in(&self, topic: u32, user: u32) -> bool {
-        match self.crowds.get(&user) {
-            Some(crowd) => crowd.topics.contains_key(&topic),
+        match self.user_counts.get(&user) {
+            Some(counts) => counts.topics.contains_key(&topic),
             None => {
                 let connections = &self.topics.get(topic).connections;
                 self.list(self.users.first(user)).any(|number| connections.contains(number))
@@ -373,8 +374,8 @@ impl Connections {
 
     /// Returns the number of connections of a user.
     pub(super) fn count_of_user(&self, user: &UserId) -> usize {
-        let count = |number| match self.crowds.get(&number) {
-            Some(crowd) => crowd.connections,
+        let count = |number| match self.user_counts.get(&number) {
+            Some(counts) => counts.connections,
             None => self.list(self.users.first(number)).count(),
         };
         self.users.find(user).map_or(0, count)
@@ -466,8 +467,8 @@ impl Connections {
             + self.long_lists.allocated()
             + long_lists.sum::<usize>()
             + of_map(&self.data)
-            + of_map(&self.crowds)
-            + self.crowds.values().map(|crowd| of_map(&crowd.topics)).sum::<usize>()
+            + of_map(&self.user_counts)
+            + self.user_counts.values().map(|counts| of_map(&counts.topics)).sum::<usize>()
             + of_map(&self.departed)
             + self.departed.values().map(of_map).sum::<usize>()
             + of_map(&self.absent)
@@ -480,7 +481,7 @@ impl Connections {
             && self.users.is_empty()
             && self.topics.is_empty()
             && self.data.is_empty()
-            && self.crowds.is_empty()
+            && self.user_counts.is_empty()
             && self.absent.is_empty()
             && self.departed.is_empty()
             && self.departures.next_due().is_none()
