@@ -83,6 +83,7 @@ struct WrittenElsewhere;
 impl Pace {
     /// Waits until the socket has accepted enough of the returned bytes. Returns the next piece of
     /// a split frame, if one is left.
+    #[inline]
     pub(super) fn poll(&mut self, connection: &mut StreamDriver, cx: &Context<'_>) -> Poll<Option<Bytes>> {
         if let Self::New = self {
             *self = match connection.find_socket() {
@@ -103,11 +104,13 @@ impl Pace {
     }
 
     /// Returns whether a part of a split frame is left.
+    #[inline]
     pub(super) fn has_rest(&self) -> bool {
         matches!(self, Self::Unknown(Some(_)))
     }
 
     /// Counts the bytes of a frame, and returns the bytes that the body may return now.
+    #[inline]
     pub(super) fn take(&mut self, mut bytes: Bytes) -> Bytes {
         match self {
             Self::Known(known) => known.count(bytes.len()),
