@@ -93,6 +93,26 @@ async fn a_late_attempt_to_store_a_list_hides_no_connection() {
     drop((ada, bea));
 }
 
+/// The list has several parts, and each part has more connections than one step applies.
+#[tokio::test]
+async fn a_large_list_is_read_in_parts_and_removes_the_connections_that_it_does_not_contain() {
+    let log = FaultyLog::new();
+    let (near, far) = (log.connect(), log.connect());
+    let one = start(builder(), near.clone()).await;
+    let data = "x".repeat(400);
+    let page = |n: usize| one.subscribe(Subscription::for_user(n).topic("news").data(&data), Cursor::Absent).unwrap();
+    let mut pages: Vec<_> = (0..1_000).map(page).collect();
+    let two = start(builder(), far.clone()).await;
+    until(|| two.topic("news").count() == 1_000).await;
+    assert!(far.faults().calls(Operation::GetShared) >= 3);
+    // The updates about the closed connections do not arrive, except for one if a lease is lost in
+    // its place.
+    (0..3).for_each(|_| near.faults().next(Operation::Broadcast, Fault::LoseEffect));
+    pages.truncate(400);
+    until(|| two.topic("news").count() == 400).await;
+    assert!((0..1_000).all(|n| two.user(n).is_online() == (n < 400)));
+}
+
 #[tokio::test]
 async fn a_disconnect_and_a_leave_do_not_wait_for_a_log_that_cannot_be_read() {
     let log = Memory::new();
