@@ -273,7 +273,8 @@ async fn a_report_about_connections_that_the_broker_rejects_logs_a_warning() {
     let page = one.subscribe(Subscription::for_user("ada"), Cursor::Absent).unwrap();
     until(|| other.user("ada").is_online()).await;
     let warnings = lines.warnings();
-    assert!(warnings.len() == 1 && warnings[0].contains("rejected a report about connections"), "{warnings:?}");
+    let rejected = warnings.iter().filter(|line| line.contains("rejected a report about connections"));
+    assert_eq!(rejected.count(), 1, "{warnings:?}");
     drop(page);
 }
 
@@ -805,7 +806,7 @@ async fn each_instance_logs_different_settings_of_other_instances_once() {
 }
 
 #[tokio::test]
-async fn a_redis_primary_with_too_few_replicas_logs_one_warning_for_each_connection() {
+async fn a_redis_primary_with_too_few_replicas_logs_one_warning() {
     let Some(server) = RedisServer::start(FORGETFUL) else { return };
     let few = |lines: &LogLines| {
         let warnings = lines.at(Level::WARN).into_iter();
@@ -813,7 +814,7 @@ async fn a_redis_primary_with_too_few_replicas_logs_one_warning_for_each_connect
     };
     for required in [0, 2] {
         let (lines, _guard) = LogLines::capture();
-        let log = Redis::new(&server.url(), "n").unwrap().acknowledged_by(required).timeout(Duration::from_secs(1));
+        let log = Redis::new(&server.url(), "n").unwrap().acknowledged_by(required).timeout(Duration::from_secs(4));
         let record = || vec![NewRecord::new("x".into())];
         for _ in 0..2 {
             assert_eq!(soon(log.append(record(), None)).await.remove(0).is_ok(), required == 0);

@@ -557,7 +557,8 @@ async fn an_instance_that_starts_during_publishes_delivers_every_event_in_order(
             }
         }
     });
-    // Each instance starts while the events after those that the one before it has read are published.
+    // Each instance reads more events than the one before it. The first ones start while events are
+    // still published.
     for read in [200, 400, 600, 800, 1_000] {
         let joins = Instance::start(log.clone()).await.ready().await;
         let mut events = resume(joins.server.addr, "/events?topic=t", &begin).await;
