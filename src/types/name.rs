@@ -46,7 +46,7 @@ impl ScopedText {
         if self.scope != *scope && !self.scope.is_root() {
             return Err(InvalidName::new(field, NameProblem::OtherScope));
         }
-        // Also if they are equal, so that many names share the text of one scope.
+        // An equal scope is replaced too, so that many names share the text of one scope.
         self.scope = scope.clone();
         Ok(self)
     }

@@ -130,7 +130,8 @@ async fn streams_of_distinct_users_that_reconnect_at_once_share_the_reads_of_the
 }
 
 /// Clients that were offline for different times reconnect at once. The blocks that they need are
-/// larger than the memory for blocks.
+/// larger than the memory for blocks. The runtime has one thread, which polls the woken streams
+/// before the task that reads blocks.
 #[tokio::test]
 async fn streams_with_distinct_cursors_that_reconnect_at_once_read_each_block_of_the_broker_once() {
     const USERS: usize = 128;

@@ -4,7 +4,7 @@
 //! 1. One task reads one block after the other, so that many reconnecting clients cause at most one
 //!    read at a time. The task runs while a connection waits, in a [task
 //!    slot](crate::hub::tasks::slot). Between two blocks, the connections that have waited for the
-//!    first block read it and request their next block. Otherwise the task would read the blocks of
+//!    first block can read it and request their next block. Otherwise the task would read the blocks of
 //!    all clients first, and drop blocks before the clients have read them.
 //! 2. A block is kept only if the log is still in the same epoch after the read. If the log has the
 //!    first record of the block and the response does not contain it, the task reads again. The
@@ -90,7 +90,8 @@ async fn read(inner: Weak<Inner>) {
             let waiting = shared.blocks.lock().take_waiting(start);
             wake(&hub.inner, waiting);
             drop(hub);
-            // The runtime polls the streams that were woken before it polls this task again.
+            // Gives the streams that were woken time to read this block. If the runtime polls this
+            // task first, it may read a block twice, and nothing else goes wrong.
             tokio::task::yield_now().await;
         }
     }

@@ -4,8 +4,9 @@
 //! The list is stored at the broker as values, and announced. An instance that needs it reads it
 //! there. So a list costs the broker one write, and the other instances receive one short message.
 //!
-//! An instance has at most one part of each list in memory that it reads. It applies a part in
-//! steps of [`STEP`] connections, because streams and calls wait for the lock of the table.
+//! Of each list that it reads, an instance has at most one part in memory. It applies a part in
+//! steps of [`STEP`] connections, because streams and calls wait for the lock of the table. The
+//! updates that have waited for the list are applied at once.
 
 use bytes::Bytes;
 use futures::future::{BoxFuture, FutureExt, try_join_all};
@@ -26,8 +27,8 @@ const BATCH: usize = 256;
 /// The approximate size in bytes at which a message is full. The last connection of a message may
 /// exceed it. Brokers accept at least 1 MiB by default.
 const BATCH_SIZE: usize = 64 * 1024;
-/// The approximate maximum size in bytes of a part of a list. A larger connection is a part of its
-/// own.
+/// The approximate maximum size in bytes of a part of a list. A larger connection is a
+/// separate part.
 const PART_SIZE: usize = 192 * 1024;
 const _: () = assert!(PART_SIZE < MAX_SHARED_BYTES);
 /// The time for which the broker stores a list.

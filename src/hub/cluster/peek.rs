@@ -16,8 +16,10 @@ pub(crate) struct Peeked<'a> {
     pub(crate) size: usize,
 }
 
-/// Reads the audience of a record that has one topic or user and that begins exactly as [`encode`](super::record::encode)
+/// Reads the audience of a record that has one topic or user and that begins exactly as [`encode`]
 /// writes it. Returns `None` for every other record. The rest of the record may be invalid.
+///
+/// [`encode`]: super::record::encode
 pub(crate) fn peek(record: &[u8]) -> Option<Peeked<'_>> {
     let rest = record.strip_prefix(b"{\"v\":1,\"id\":\"")?;
     let (id, rest) = rest.split_at_checked(16)?;
