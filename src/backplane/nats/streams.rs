@@ -336,8 +336,16 @@ async fn wait_for_copies(connection: &Connection) -> Answer<bool> {
         let Some(info) = connection.stream(&connection.names.values).await? else { return Ok(false) };
         // The time since the server's last contact with the source, or -1 before the first contact.
         let is_copied = info["sources"][0]["active"].as_i64().is_some_and(|active| active >= 0);
+        if is_copied {
+            return Ok(true);
+        }
         let is_late = started.elapsed() > limit;
-        if is_copied || (is_late && is_clustered) {
+        if is_late && is_clustered {
+            tracing::warn!(name: "sse.log.values_not_copied",
+                stream = connection.names.values,
+                "the server does not copy current values from the log yet: a value whose record the log \
+                discards meanwhile is lost or out of date"
+            );
             return Ok(true);
         }
         if is_late {
