@@ -10,7 +10,7 @@
 //!    connection. Every wait on it has a time limit ([`stream`]).
 //! 3. Each new connection leads to the server that has the log now: one known server, the primary
 //!    that Sentinel names, or the owner of the log's slot in a cluster ([`topology`]). Commands
-//!    follow the redirections of a cluster ([`redirect`], [`link`]).
+//!    follow the redirections of a cluster ([`redirect`], [`routed_connection`]).
 //! 4. A cursor of a scan never leaves the connection that returned it ([`values`]).
 //! 5. One file defines the names of all keys ([`keys`]).
 
@@ -18,8 +18,8 @@ mod errors;
 mod journal_scripts;
 mod journals;
 mod keys;
-mod link;
 mod redirect;
+mod routed_connection;
 mod server;
 mod stream;
 mod topology;

@@ -13,8 +13,8 @@ use super::super::{Answer, BackplaneError, LogPosition, NewRecord, Seen};
 use super::errors::{classify, is_elsewhere};
 use super::journal_scripts::Scripts;
 use super::keys::Keys;
-use super::link::Link;
 use super::redirect::Connection;
+use super::routed_connection::RoutedConnection;
 use super::topology::{Limits, Topology};
 use crate::sync::Mutex;
 
@@ -73,7 +73,7 @@ pub(super) struct Line {
 
 #[derive(Default)]
 struct Slot {
-    link: Option<Link>,
+    connection: Option<RoutedConnection>,
     /// Counts the connections, so that a late error of an old connection does not drop its
     /// successor.
     number: u64,
@@ -83,12 +83,12 @@ struct Slot {
 }
 
 impl Line {
-    fn find(&self) -> Option<(Link, u64)> {
+    fn find(&self) -> Option<(RoutedConnection, u64)> {
         let slot = self.slot.lock();
-        Some((slot.link.clone()?, slot.number))
+        Some((slot.connection.clone()?, slot.number))
     }
 
-    async fn get(&self, shared: &Shared) -> Answer<(Link, u64)> {
+    async fn get(&self, shared: &Shared) -> Answer<(RoutedConnection, u64)> {
         if let Some(found) = self.find() {
             return Ok(found);
         }
@@ -109,13 +109,13 @@ impl Line {
         let mut slot = self.slot.lock();
         slot.number += 1;
         slot.failed = None;
-        Ok((slot.link.insert(Link::new(connection, limits)).clone(), slot.number))
+        Ok((slot.connection.insert(RoutedConnection::new(connection, limits)).clone(), slot.number))
     }
 
     /// Drops the connection with this number. Returns whether it was still the current connection.
     fn lose(&self, number: u64) -> bool {
         let mut slot = self.slot.lock();
-        slot.number == number && slot.link.take().is_some()
+        slot.number == number && slot.connection.take().is_some()
     }
 }
 
@@ -164,9 +164,9 @@ impl Shared {
     }
 
     /// Opens a connection to the server that has the log, without a time limit for answers.
-    pub(super) async fn open_link(&self) -> Answer<Link> {
+    pub(super) async fn open_routed(&self) -> Answer<RoutedConnection> {
         let limits = self.limits_of(None);
-        Ok(Link::new(self.connect(limits).await?, limits))
+        Ok(RoutedConnection::new(self.connect(limits).await?, limits))
     }
 
     async fn connect(&self, limits: Limits) -> Answer<MultiplexedConnection> {
@@ -216,8 +216,8 @@ impl Shared {
         let begun = Instant::now();
         let mut was_moved = false;
         loop {
-            let (link, number) = line.get(self).await?;
-            let error = match link.run(&self.topology, &command).await? {
+            let (connection, number) = line.get(self).await?;
+            let error = match connection.run(&self.topology, &command).await? {
                 Ok(answer) => return Ok(answer),
                 Err(error) => error,
             };
@@ -229,7 +229,7 @@ impl Shared {
                 let is_late_read = error.is_timeout() && std::ptr::eq(lines, &raw const self.bulk);
                 if line.lose(number) && !is_late_read {
                     for lines in [&self.line, &self.publish, &self.bulk] {
-                        lines.here().slot.lock().link = None;
+                        lines.here().slot.lock().connection = None;
                     }
                 }
             }

@@ -11,8 +11,8 @@ use redis::{Cmd, FromRedisValue};
 
 use super::super::{Answer, Stored, in_time};
 use super::errors::classify;
-use super::link::Link;
 use super::redirect::Connection;
+use super::routed_connection::RoutedConnection;
 use super::server::Shared;
 use super::topology::probe;
 
@@ -48,7 +48,7 @@ pub(super) struct Batch {
 /// purpose. Instead, this function limits each wait.
 pub(super) fn read(shared: Arc<Shared>, streams: Vec<(String, From)>) -> BoxStream<'static, Answer<Batch>> {
     Box::pin(async_stream::try_stream! {
-        let link = shared.open_link().await?;
+        let connection = shared.open_routed().await?;
         let timeout = shared.limits.timeout;
         let (mut keys, mut ids) = (Vec::new(), Vec::new());
         for (key, from) in streams {
@@ -56,7 +56,7 @@ pub(super) fn read(shared: Arc<Shared>, streams: Vec<(String, From)>) -> BoxStre
                 From::After(number) => format!("{number}-0"),
                 From::Now | From::Mark(_) => {
                     let newest = Cmd::xrevrange_count(&key, "+", "-", 1);
-                    let reply: StreamRangeReply = ask(&shared, &link, &newest, timeout).await?;
+                    let reply: StreamRangeReply = ask(&shared, &connection, &newest, timeout).await?;
                     let newest = reply.ids.first().map_or_else(|| "0-0".to_owned(), |entry| entry.id.clone());
                     match from {
                         From::Mark(mark) if id_of(&mark) <= id_of(&newest) => mark.into(),
@@ -73,7 +73,7 @@ pub(super) fn read(shared: Arc<Shared>, streams: Vec<(String, From)>) -> BoxStre
             // that is not the primary rejects every write, even a write that changes nothing. So
             // this write detects a demoted primary.
             if checked.is_none_or(|at| at.elapsed() >= BLOCK) {
-                let _: u64 = ask(&shared, &link, &probe(&shared.keys.meta), timeout).await?;
+                let _: u64 = ask(&shared, &connection, &probe(&shared.keys.meta), timeout).await?;
                 checked = Some(Instant::now());
             }
             let mut command = redis::cmd("XREAD");
@@ -81,7 +81,7 @@ pub(super) fn read(shared: Arc<Shared>, streams: Vec<(String, From)>) -> BoxStre
             command.arg("STREAMS").arg(&keys).arg(&ids);
             // The server also answers a read that found no entries. Without an answer, the
             // connection is broken.
-            let reply: Option<StreamReadReply> = ask(&shared, &link, &command, BLOCK + timeout).await?;
+            let reply: Option<StreamReadReply> = ask(&shared, &connection, &command, BLOCK + timeout).await?;
             let (after, mut entries) = (ids.clone(), Vec::new());
             for stream in reply.into_iter().flat_map(|reply| reply.keys) {
                 let Some(at) = keys.iter().position(|key| *key == stream.key) else { continue };
@@ -98,9 +98,14 @@ pub(super) fn read(shared: Arc<Shared>, streams: Vec<(String, From)>) -> BoxStre
 }
 
 /// Sends a command and waits for the answer, at most for `limit`.
-async fn ask<T: FromRedisValue>(shared: &Shared, link: &Link, command: &Cmd, limit: Duration) -> Answer<T> {
+async fn ask<T: FromRedisValue>(
+    shared: &Shared,
+    connection: &RoutedConnection,
+    command: &Cmd,
+    limit: Duration,
+) -> Answer<T> {
     let send = |mut connection: Connection| async move { command.query_async(&mut connection).await };
-    let answer = link.run(&shared.topology, &send);
+    let answer = connection.run(&shared.topology, &send);
     in_time(limit, async { answer.await?.map_err(|error| classify(&error)) }).await
 }
 

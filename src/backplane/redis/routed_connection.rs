@@ -12,16 +12,16 @@ use crate::sync::Mutex;
 
 /// A connection to the server that has the log. Clones share the connection.
 #[derive(Clone)]
-pub(super) struct Link {
+pub(super) struct RoutedConnection {
     owner: MultiplexedConnection,
     limits: Limits,
-    /// The connection to the server that imports the slot of the log. It stays open until the link
-    /// is dropped, so that a slot that is being moved costs one more connection for each link, and
-    /// not one for each command.
+    /// The connection to the server that imports the slot of the log. It stays open until the
+    /// connection to the owner is dropped. So a slot that is being moved costs one more connection
+    /// for each connection to the owner, and not one for each command.
     importer: Arc<Mutex<Option<(Address, MultiplexedConnection)>>>,
 }
 
-impl Link {
+impl RoutedConnection {
     pub(super) fn new(owner: MultiplexedConnection, limits: Limits) -> Self {
         Self { owner, limits, importer: Arc::default() }
     }
