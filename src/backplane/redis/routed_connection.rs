@@ -4,11 +4,11 @@ use std::sync::Arc;
 
 use redis::RedisError;
 use redis::aio::MultiplexedConnection;
+use tokio::sync::Mutex;
 
-use super::super::Answer;
+use super::super::{Answer, BackplaneError, in_time};
 use super::redirect::{Address, Connection, Redirect};
 use super::topology::{Limits, Topology};
-use crate::sync::Mutex;
 
 /// A connection to the server that has the log. Clones share the connection.
 #[derive(Clone)]
@@ -46,16 +46,21 @@ impl RoutedConnection {
         }
     }
 
-    /// Returns the connection to the server that imports the slot. Callers do not wait for each
-    /// other, so the first ones may connect at the same time. The newest connection is kept.
+    /// Returns the connection to the server that imports the slot. One caller connects, and the
+    /// others wait for its connection. The time limit covers this wait, so that a server that does
+    /// not answer delays no caller by more than one time limit.
     async fn connect_to(&self, topology: &Topology, importer: Address) -> Answer<MultiplexedConnection> {
-        if let Some((address, connection)) = &*self.importer.lock()
-            && *address == importer
-        {
-            return Ok(connection.clone());
-        }
-        let connection = topology.connect_to(&importer, self.limits).await?;
-        *self.importer.lock() = Some((importer, connection.clone()));
-        Ok(connection)
+        let connection = async {
+            let mut current = self.importer.lock().await;
+            if let Some((address, connection)) = &*current
+                && *address == importer
+            {
+                return Ok(connection.clone());
+            }
+            let connection = topology.connect_to(&importer, self.limits).await?;
+            *current = Some((importer, connection.clone()));
+            Ok(connection)
+        };
+        in_time(self.limits.connect, connection).await.map_err(BackplaneError::before_request)
     }
 }
