@@ -135,10 +135,13 @@ impl Redis {
     ///   servers. The adapter replaces its host and port by those that Sentinel names.
     ///
     /// The adapter asks the Sentinels before each connection, so it continues at the new primary
-    /// after a failover. It waits for the answers of more than half of the Sentinels, and at most
-    /// for half of the [`timeout`](Self::timeout) if one has answered. The newest configuration
-    /// among these answers counts. So a Sentinel that is cut off from the others does not lead the
-    /// adapter to the old primary.
+    /// after a failover. It waits for the answers of more than half of the Sentinels, and uses the
+    /// newest configuration among them. So a Sentinel that is cut off from the others does not lead
+    /// the adapter to the old primary.
+    ///
+    /// After half of the [`timeout`](Self::timeout), the answers that have arrived are enough. If
+    /// no Sentinel has answered by then, the adapter waits for the first answer, up to the whole
+    /// time limit. If only the Sentinel that is cut off answers, the adapter uses the old primary.
     ///
     /// During a failover, publishing fails, or its outcome is unknown. A failover may lose
     /// acknowledged records: see [`acknowledged_by`](Self::acknowledged_by).
@@ -147,7 +150,11 @@ impl Redis {
     /// # #[cfg(feature = "redis")] fn main() -> Result<(), Box<dyn std::error::Error>> {
     /// use tower_sse::backplane::Redis;
     ///
-    /// let sentinels = ["redis://:watch@10.0.0.1:26379", "redis://:watch@10.0.0.2:26379"];
+    /// let sentinels = [
+    ///     "redis://:watch@10.0.0.1:26379",
+    ///     "redis://:watch@10.0.0.2:26379",
+    ///     "redis://:watch@10.0.0.3:26379",
+    /// ];
     /// let log = Redis::sentinel(sentinels, "mymaster", "redis://app:secret@any", "shop")?;
     /// # let _ = log; Ok(()) }
     /// # #[cfg(not(feature = "redis"))] fn main() {}

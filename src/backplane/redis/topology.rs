@@ -6,8 +6,8 @@
 //! write that changes nothing. A replica rejects this write, and a server of a cluster that does
 //! not own the slot redirects it.
 
+use std::cmp::Reverse;
 use std::collections::hash_map::HashMap;
-use std::collections::vec_deque::VecDeque;
 use std::time::Duration;
 
 use futures::StreamExt;
@@ -44,6 +44,10 @@ pub(super) struct Sentinels {
     /// The settings of connections to the primary. Its address is replaced.
     pub(super) servers: ConnectionInfo,
 }
+
+/// The primary that a Sentinel names, and the version of the configuration that names it, if the
+/// Sentinel reports the version.
+type Named = (Option<u64>, Address);
 
 /// The servers of a cluster.
 pub(super) struct Cluster {
@@ -135,42 +139,31 @@ impl Sentinels {
     /// Asks all Sentinels, and connects to the primary of the newest configuration.
     ///
     /// A Sentinel that is cut off from the others names the old primary after a failover, and the
-    /// old primary may still accept writes. So this function waits for the answers of more than
-    /// half of the Sentinels, and at most for half of the time limit if one has answered.
+    /// old primary may still accept writes. So this function waits until more than half of the
+    /// Sentinels [decide](decided), and at most for half of the time limit if one has answered.
     async fn connect(&self, meta: &str, limits: Limits) -> Answer<MultiplexedConnection> {
         let enough = self.sentinels.len() / 2 + 1;
         let deadline = Instant::now() + limits.connect / 2;
         let mut answers: FuturesUnordered<_> =
             self.sentinels.iter().map(|sentinel| self.primary(sentinel, limits)).collect();
-        let (mut answered, mut newest, mut failed) = (0, 0, None);
-        // The primaries of the newest configuration. There are several only if the Sentinels do not
-        // report its version.
-        let (mut primaries, mut tried) = (VecDeque::new(), Vec::new());
+        let (mut named, mut tried, mut failed) = (Vec::new(), Vec::new(), None);
         loop {
-            let answer = if primaries.is_empty() && tried.is_empty() {
+            let answer = if named.is_empty() {
                 answers.next().await
             } else {
                 timeout_at(deadline, answers.next()).await.unwrap_or_default()
             };
             let is_last = answer.is_none();
             match answer {
-                Some(Ok((version, address))) => {
-                    answered += 1;
-                    if version > newest {
-                        newest = version;
-                        primaries.clear();
-                    }
-                    if version == newest && !tried.contains(&address) && !primaries.contains(&address) {
-                        primaries.push_back(address);
-                    }
-                }
+                Some(Ok(primary)) => named.push(primary),
                 Some(Err(error)) => drop(failed.get_or_insert(error)),
                 None => {}
             }
-            if !is_last && answered < enough {
-                continue;
-            }
-            while let Some(address) = primaries.pop_front() {
+            let primaries = decided(&named, enough).or_else(|| is_last.then(|| newest(&named)));
+            for (_, address) in primaries.unwrap_or_default() {
+                if tried.contains(&address) {
+                    continue;
+                }
                 match self.connect_to(&address, meta, limits).await {
                     Ok(connection) => return Ok(connection),
                     // The error of a primary says more than that of a Sentinel.
@@ -185,15 +178,15 @@ impl Sentinels {
     }
 
     /// Asks one Sentinel for the address of the primary, and for the version of the configuration
-    /// that names it. The version is 0 if the Sentinel does not report it, for example because the
-    /// user may not send `SENTINEL MASTER`.
-    async fn primary(&self, sentinel: &ConnectionInfo, limits: Limits) -> Answer<(u64, Address)> {
+    /// that names it. The version is `None` if the Sentinel does not report it, for example because
+    /// the user may not send `SENTINEL MASTER`.
+    async fn primary(&self, sentinel: &ConnectionInfo, limits: Limits) -> Answer<Named> {
         let mut connection = open_info(sentinel.clone(), limits).await?;
         // Ask for the version first. If the primary changes between the two requests, the new
         // address then has the old version. The old address must not have the new one.
         let command = redis::cmd("SENTINEL").arg("MASTER").arg(&self.primary).take();
         let fields = ask::<HashMap<String, String>>(&mut connection, &command, limits).await.unwrap_or_default();
-        let version = fields.get("config-epoch").and_then(|epoch| epoch.parse().ok()).unwrap_or(0);
+        let version = fields.get("config-epoch").and_then(|epoch| epoch.parse().ok());
         let command = redis::cmd("SENTINEL").arg("GET-MASTER-ADDR-BY-NAME").arg(&self.primary).take();
         let address: Option<Address> = ask(&mut connection, &command, limits).await?;
         let address = address.ok_or_else(|| {
@@ -207,6 +200,37 @@ impl Sentinels {
         ask::<u64>(&mut connection, &probe(meta), limits).await?;
         Ok(connection)
     }
+}
+
+/// Returns the primaries that `enough` Sentinels decide on, or `None` if they do not decide.
+///
+/// If all answers have a version, the newest one decides. An answer without a version is neither
+/// newer nor older than another answer. Then only `enough` Sentinels that name the same primary
+/// decide.
+fn decided(named: &[Named], enough: usize) -> Option<Vec<(usize, Address)>> {
+    if named.len() < enough {
+        return None;
+    }
+    let mut primaries = newest(named);
+    if named.iter().any(|(version, _)| version.is_none()) {
+        primaries.retain(|(count, _)| *count >= enough);
+    }
+    (!primaries.is_empty()).then_some(primaries)
+}
+
+/// Returns the primaries of the newest configuration, and those whose version is unknown. Each has
+/// the number of the Sentinels that name it, and a primary that more Sentinels name comes first.
+fn newest(named: &[Named]) -> Vec<(usize, Address)> {
+    let newest = named.iter().filter_map(|(version, _)| *version).max();
+    let mut primaries: Vec<(usize, Address)> = Vec::new();
+    for (_, address) in named.iter().filter(|(version, _)| version.is_none() || *version == newest) {
+        match primaries.iter_mut().find(|(_, known)| known == address) {
+            Some((count, _)) => *count += 1,
+            None => primaries.push((1, address.clone())),
+        }
+    }
+    primaries.sort_by_key(|(count, _)| Reverse(*count));
+    primaries
 }
 
 impl Cluster {
@@ -362,4 +386,36 @@ async fn ask<T: FromRedisValue>(connection: &mut MultiplexedConnection, command:
 /// limit for answers.
 async fn in_answer_time<T>(limits: Limits, answer: impl Future<Output = T>) -> Answer<T> {
     in_time(limits.connect, async { Ok(answer.await) }).await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn named(versions: &[(&str, Option<u64>)]) -> Vec<Named> {
+        versions.iter().map(|(host, version)| (*version, ((*host).to_owned(), 1))).collect()
+    }
+
+    #[test]
+    fn newest_version_decides_and_an_unknown_version_is_not_older() {
+        for (versions, expected) in [
+            (&[("old", Some(3))][..], None),
+            (&[("old", Some(3)), ("new", Some(4))], Some("new")),
+            (&[("old", Some(3)), ("new", None)], None),
+            (&[("old", Some(3)), ("new", None), ("new", None)], Some("new")),
+            (&[("old", None), ("new", Some(4)), ("new", None)], Some("new")),
+            (&[("old", Some(3)), ("old", None), ("new", Some(4))], None),
+            (&[("old", None), ("new", None)], None),
+            (&[("old", None), ("new", None), ("new", None)], Some("new")),
+        ] {
+            let primaries = decided(&named(versions), 2)
+                .map(|primaries| primaries.into_iter().map(|(_, (host, _))| host).collect::<Vec<_>>());
+            assert_eq!(primaries, expected.map(|host| vec![host.to_owned()]), "{versions:?}");
+        }
+        let undecided = newest(&named(&[("a", Some(3)), ("b", None), ("c", Some(4)), ("c", None)]));
+        assert_eq!(
+            undecided.iter().map(|(count, (host, _))| (*count, &**host)).collect::<Vec<_>>(),
+            [(2, "c"), (1, "b")]
+        );
+    }
 }
