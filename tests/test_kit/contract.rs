@@ -165,7 +165,12 @@ enum Defect {
     KeepsValuesForAMoment,
     MixesControlStreams,
     CutsSharedValues,
+    SkipsNumbersInANewEpoch,
+    AddsARecordWithAnAudience,
 }
+
+/// A record that an adapter adds.
+const ADDED: &str = r#"{"v":1,"to":{"all":true},"data":"x"}"#;
 
 /// A log in memory with one defect.
 #[derive(Clone)]
@@ -178,6 +183,11 @@ struct Defective {
 impl Defective {
     fn has(&self, defect: Defect) -> bool {
         self.defect == defect
+    }
+
+    /// Whether the adapter begins a new epoch with a record of its own.
+    fn adds_a_record(&self) -> bool {
+        matches!(self.defect, Defect::SkipsNumbersInANewEpoch | Defect::AddsARecordWithAnAudience)
     }
 
     fn key(&self, key: &str) -> String {
@@ -212,6 +222,12 @@ impl Backplane for Defective {
                 return ready(vec![Ok(LogPosition { epoch, sequence: stored.sequence })]).boxed();
             }
         }
+        if self.adds_a_record() {
+            let last = self.memory.state(None).now_or_never().unwrap().unwrap().last;
+            if seen.is_some_and(|seen| seen.sequence > last) {
+                self.memory.append(vec![NewRecord::new(ADDED.into())], seen).now_or_never().unwrap();
+            }
+        }
         self.memory.append(records, seen.filter(|_| !self.has(Defect::KeepsItsEpoch)))
     }
 
@@ -231,6 +247,9 @@ impl Backplane for Defective {
                     let first = std::mem::take(&mut pair[0].payload);
                     pair[0].payload = std::mem::replace(&mut pair[1].payload, first);
                 }
+            }
+            if self.has(Defect::SkipsNumbersInANewEpoch) {
+                records.retain(|stored| stored.payload != ADDED);
             }
             if self.has(Defect::LeavesRecordsOut) {
                 records.retain(|stored| stored.sequence != 600);
@@ -397,6 +416,8 @@ async fn each_defect_of_an_adapter_breaks_the_rule_about_it() {
         (Defect::LeavesRecordsOut, "numbers_are_contiguous_and_in_order"),
         (Defect::RemembersKeysOfAnotherEpoch, "an_idempotency_key_is_for_one_epoch"),
         (Defect::KeepsValuesForAMoment, "a_value_that_is_put_once_expires"),
+        (Defect::SkipsNumbersInANewEpoch, "a_log_that_ends_below_the_seen_position_begins_a_new_epoch"),
+        (Defect::AddsARecordWithAnAudience, "a_log_that_ends_below_the_seen_position_begins_a_new_epoch"),
     ] {
         let logs = Logs::<Memory>::default();
         let (rules, failure) =

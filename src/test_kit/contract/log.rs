@@ -224,5 +224,15 @@ pub(super) async fn a_log_that_ends_below_the_seen_position_begins_a_new_epoch(l
     let next = append_one(&*log, record("y"), Some(ahead)).await?;
     ensure!(next.epoch != state.epoch, "an append to a log that has lost records is in the same epoch");
     ensure!(next.sequence > state.last, "the number of the first record of the new epoch is {}", next.sequence);
+    let mut read = 0;
+    while read < next.sequence {
+        for stored in range(&*log, read, 64).await? {
+            ensure_eq!(stored.sequence, read + 1, "the number after {read} in a log with a new epoch");
+            let text = text(&stored.payload);
+            let is_added = !matches!(&*text, "x" | "y");
+            ensure!(!is_added || text.contains(r#""to":{}"#), "a record of the adapter has an audience: {text}");
+            read += 1;
+        }
+    }
     Ok(())
 }
