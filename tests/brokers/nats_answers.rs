@@ -15,13 +15,12 @@ use tower_sse::backplane::{
     Backplane, BackplaneError, Begun, JournalAppend, JournalId, Journals as _, LogPosition, LogState, Nats, NewRecord,
     Value,
 };
-use tower_sse::test_kit::check_backplane;
 use tower_sse::{Cursor, Event, Hub, SubscriberItem, Subscription};
 
 use crate::kit::{soon, until};
 use crate::nats_rewrites::{
     Announced, LEADER, MEMBER, SINGLE, announcing, count_down, is_info, is_info_of, is_message_of, lower, member,
-    member_url, set_no_message, set_no_stream, set_to_zero,
+    set_no_message, set_no_stream, set_to_zero,
 };
 use crate::nats_server::NatsServer;
 
@@ -67,15 +66,6 @@ fn assert_unavailable<T: std::fmt::Debug>(read: Result<T, BackplaneError>) {
 
 fn seen(state: LogState) -> Option<LogPosition> {
     Some(LogPosition { epoch: state.epoch, sequence: state.last })
-}
-
-/// The adapter then proves losses by records of its own, and reads again what it does not find.
-#[ignore = "waits for a minute, because the adapter asks several times for each missing stream"]
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn adapter_of_a_member_of_a_cluster_keeps_the_contract() {
-    let Some(server) = NatsServer::start() else { return };
-    let url = member_url(&server, |_, _| {}).await;
-    check_backplane(|name| Nats::new(&url, name).unwrap()).await;
 }
 
 /// Every replica of a stream answers while the stream has no leader.

@@ -3,8 +3,7 @@
 //! The server of a distribution may be too old for a cluster. `tests/run nats` runs these tests
 //! with a current server. A soak of any length, with its ledger on standard error:
 //! `TOWER_SSE_NATS_SERVER=target/nats/bin/nats-server SOAK_SECONDS=600 cargo test --test brokers
-//! nats_cluster -- --nocapture`. With `--ignored` in place of `--nocapture`, the contract of
-//! adapters runs against three servers.
+//! nats_cluster -- --nocapture`.
 
 use std::time::Duration;
 
@@ -72,8 +71,7 @@ async fn every_stream_gets_the_required_replicas_and_keeps_them() {
     assert_eq!(replicas().await, [3; 7]);
 }
 
-/// `adapter_of_a_member_of_a_cluster_keeps_the_contract` runs the same code against one server.
-#[ignore = "creates 203 streams with three replicas, which takes a minute"]
+/// Creates 203 streams with three replicas, which takes a minute.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn adapter_of_a_cluster_keeps_the_contract() {
     let Some(cluster) = NatsCluster::start().await else { return };

@@ -23,21 +23,13 @@ pub(crate) async fn member(
     server: &NatsServer,
     rewrite: impl Fn(Option<&str>, &mut Json) + Send + Sync + 'static,
 ) -> Nats {
-    Nats::new(&member_url(server, rewrite).await, "n").unwrap()
-}
-
-/// Starts a proxy as [`member`] does. Returns its address.
-pub(crate) async fn member_url(
-    server: &NatsServer,
-    rewrite: impl Fn(Option<&str>, &mut Json) + Send + Sync + 'static,
-) -> String {
     let rewrite = move |subject: Option<&str>, json: &mut Json| {
         if is_info(json) && json["config"].is_object() {
             json["cluster"] = json!({ "name": "test", "leader": LEADER });
         }
         rewrite(subject, json);
     };
-    proxy(server.port, MEMBER, Arc::new(rewrite)).await
+    Nats::new(&proxy(server.port, MEMBER, Arc::new(rewrite)).await, "n").unwrap()
 }
 
 /// Starts a proxy in front of a server that announces itself in this way. Returns an adapter that
