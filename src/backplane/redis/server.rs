@@ -49,7 +49,9 @@ pub(super) struct Shared {
     pub(super) tidied: Mutex<Option<Instant>>,
     own: Mutex<Option<Own>>,
     /// The maximum number of records or values in one page of the next large read. Becomes smaller
-    /// after a read of which a page did not arrive, and larger after a read that succeeded.
+    /// after a read of which a page did not arrive, and larger after a read that succeeded. A scan
+    /// of the values uses at least [`MIN_PAGE`](super::values::MIN_PAGE). Otherwise a scan of
+    /// 100,000 values after failed reads of large records could need 100,000 round trips.
     pub(super) page: AtomicUsize,
 }
 

@@ -13,10 +13,14 @@ use redis::{Cmd, RedisError};
 use super::super::Stored;
 use super::redirect::Connection;
 
+/// The minimum number of fields in a page.
+pub(super) const MIN_PAGE: usize = 8;
+
 /// A field that no value has, because ids of values are UTF-8.
 const NO_ID: &[u8] = b"\xff";
 
-/// Reads all fields of the hash `key`, with about `page` of them in each answer.
+/// Reads all fields of the hash `key`, with about `page` of them in each answer, and at least about
+/// [`MIN_PAGE`].
 pub(super) async fn scan(
     mut connection: Connection,
     key: &str,
@@ -26,7 +30,7 @@ pub(super) async fn scan(
     let mut current: HashMap<String, Stored> = HashMap::new();
     let mut cursor = 0_u64;
     loop {
-        let scan = redis::cmd("HSCAN").arg(key).arg(cursor).arg("COUNT").arg(page).take();
+        let scan = redis::cmd("HSCAN").arg(key).arg(cursor).arg("COUNT").arg(page.max(MIN_PAGE)).take();
         let (next, fields): (u64, Vec<(String, Vec<u8>)>) = scan.query_async(&mut connection).await?;
         for (id, value) in fields {
             if let Some(record) = record(value)
