@@ -578,7 +578,8 @@ mod tests {
     }
 
     /// The file has three lines for each message: what it is, its bytes and the decoded message.
-    /// Lines are never changed and never removed. A new version adds the messages that are new.
+    /// The first two are never changed and never removed. A new version adds the messages that are
+    /// new.
     #[test]
     fn messages_of_every_version_are_decoded() {
         let golden = include_str!("../../../tests/golden/control.txt");

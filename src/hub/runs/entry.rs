@@ -138,8 +138,8 @@ mod tests {
     use crate::types::{Epoch, Ids};
     use crate::wire::IdPrefix;
 
-    /// The file has three lines for each entry: what it is, its bytes and the decoded entry. Lines
-    /// are never changed and never removed. A new version adds its entries.
+    /// The file has three lines for each entry: what it is, its bytes and the decoded entry. The
+    /// first two are never changed and never removed. A new version adds its entries.
     #[test]
     fn entries_of_every_version_are_decoded() {
         let framing = Framing { max_payload: 1 << 16 };
