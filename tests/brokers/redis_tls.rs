@@ -73,7 +73,8 @@ async fn a_client_with_a_private_authority_and_a_client_certificate_connects() {
     let url = format!("rediss://127.0.0.1:{port}");
     let trusted = trusted_client(&folder, &url);
     assert_eq!(append(&Redis::from_client(trusted.clone(), "n")).await, 1);
-    // The settings also apply to servers that a cluster names.
+    // `Redis::cluster` accepts the settings too. The server is no member of a cluster, so it names
+    // no other server.
     let log = Redis::cluster([trusted.get_connection_info().clone()], "n").unwrap();
     assert_eq!(soon(log.state(None)).await.unwrap().last, 1);
     // One client does not trust the authority. The server rejects the other, which has no
