@@ -71,7 +71,7 @@ async fn every_stream_gets_the_required_replicas_and_keeps_them() {
     assert_eq!(replicas().await, [3; 7]);
 }
 
-/// Creates 203 streams with three replicas, which takes a minute.
+/// Creates 203 streams with three replicas, which takes one or two minutes.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn adapter_of_a_cluster_keeps_the_contract() {
     let Some(cluster) = NatsCluster::start().await else { return };
