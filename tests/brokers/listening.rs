@@ -406,6 +406,7 @@ async fn a_topic_has_presence_events_of_all_instances(log: impl Backplane + Clon
     until(|| one.hub.user("ada").count() == 1).await;
     // Neither a second tab on the other instance nor a move publishes an event.
     let second_tab = one.open("user=ada&topic=rooms/1").await;
+    until(|| two.hub.user("ada").count() == 2).await;
     drop(ada);
     until(|| one.hub.topic("rooms/1").count() == 2).await;
     let ada = two.open("user=ada&topic=rooms/1").await;

@@ -18,7 +18,7 @@ use tower_sse::test_kit::check_backplane;
 
 use crate::kit::broker::{Broker, InMemory};
 use crate::kit::certificate::Certificate;
-use crate::kit::soon;
+use crate::kit::{PATIENCE, soon};
 use crate::nats_server::NatsServer;
 
 fn record(text: &str) -> NewRecord {
@@ -360,15 +360,19 @@ async fn without_the_permissions_to_clean_up_consumers_and_ended_runs_stay_on_th
         before.push(state(subject).await);
     }
     for (user, keeps) in [("shop", false), ("unclean", true)] {
-        read_to_the_end(&log_of(&server, user, role.prefix()).timeout(Duration::from_secs(5))).await;
+        // Not dropped before the server has its requests.
+        let log = log_of(&server, user, role.prefix()).timeout(Duration::from_secs(5));
+        read_to_the_end(&log).await;
         for (subject, before) in CLEANING.into_iter().zip(&before) {
             let denied = subject.trim_end_matches('>');
-            soon(async {
-                while (state(subject).await != *before, server.log().contains(denied)) != (keeps, keeps) {
+            let kept = || async { (state(subject).await != *before, server.log().contains(denied)) };
+            let done = async {
+                while kept().await != (keeps, keeps) {
                     tokio::time::sleep(Duration::from_millis(20)).await;
                 }
-            })
-            .await;
+            };
+            let is_done = tokio::time::timeout(PATIENCE, done).await.is_ok();
+            assert!(is_done, "{user} {subject}: {before} before, now {:?}", kept().await);
         }
     }
 }
