@@ -22,11 +22,11 @@ use std::time::Duration;
 /// history of some audiences too. An instance stops storing the events of a topic or user when it
 /// has had no listener there for [`presence_grace`](crate::HubBuilder::presence_grace), or for one
 /// minute if that is longer. It then reads these events from the broker's log. If that log drops an
-/// event earlier than this retention does, a client that missed the event receives a gap. By default, the log has
-/// the newest 100,000 events of all audiences together. So from 334 events a second on, it holds
-/// less than the 5 minutes of [`replay`](Self::replay). Raise the `LogLimits` of the adapter on a
-/// busy log. Every instance stores the events to everyone, and those of audiences with
-/// [`latest_per_key`](Self::latest_per_key).
+/// event earlier than this retention does, a client that missed the event receives a gap. By
+/// default, the log has the newest 100,000 events of all audiences together. So from 334 events a
+/// second on, it holds less than the 5 minutes of [`replay`](Self::replay). Raise the `LogLimits`
+/// of the adapter on a busy log. Every instance stores the events to everyone, and those of
+/// audiences with [`latest_per_key`](Self::latest_per_key).
 ///
 /// ```
 /// use std::time::Duration;

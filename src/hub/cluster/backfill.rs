@@ -4,8 +4,8 @@
 //! 1. One task reads one block after the other, so that many reconnecting clients cause at most one
 //!    read at a time. The task runs while a connection waits, in a [task
 //!    slot](crate::hub::tasks::slot). Between two blocks, the connections that have waited for the
-//!    first block can read it and request their next block. Otherwise the task would read the blocks of
-//!    all clients first, and drop blocks before the clients have read them.
+//!    first block can read it and request their next block. Otherwise the task would read the
+//!    blocks of all clients first, and drop blocks before the clients have read them.
 //! 2. A block is kept only if the log is still in the same epoch after the read. If the log has the
 //!    first record of the block and the response does not contain it, the task reads again. The
 //!    task stops reading again when the record has been missing for the publish timeout.

@@ -9,8 +9,8 @@
 //!    a topic with presence events ([`Connections::forget`]). No other topic has members, because
 //!    no event would report that they have left.
 //! 4. The connections of a user are walked through if there are at most [`MANY`]. For a user with
-//!    more, the table counts the connections in each topic ([`UserCounts`]), so that a change of one
-//!    connection walks through none of the others.
+//!    more, the table counts the connections in each topic ([`UserCounts`]), so that a change of
+//!    one connection walks through none of the others.
 
 use std::collections::hash_map::HashMap;
 use std::sync::Arc;
@@ -32,8 +32,8 @@ const NONE: u32 = u32::MAX;
 const LONG: u32 = u32::MAX - 1;
 /// The number of topics that a connection stores itself.
 const INLINE: usize = 3;
-/// The maximum number of connections of a user without a [`UserCounts`]. Small in tests, so that the
-/// property test reaches it.
+/// The maximum number of connections of a user without a [`UserCounts`]. Small in tests, so that
+/// the property test reaches it.
 const MANY: usize = if cfg!(test) { 2 } else { 32 };
 
 /// The connections of one instance, by their ids. The entries are numbers of connections.

@@ -93,8 +93,8 @@ pub(crate) struct List {
 const MAX_PARTS: u64 = 100_000;
 
 impl List {
-    /// Returns the key of a part at the broker. The keys of two serial numbers in succession differ,
-    /// so that a list can be read while the next one is stored.
+    /// Returns the key of a part at the broker. The keys of two serial numbers in succession
+    /// differ, so that a list can be read while the next one is stored.
     pub(crate) fn key(&self, of: InstanceId, part: u64) -> String {
         format!("connections/{:016x}/{}/{part}", of.0, self.serial % 2)
     }

@@ -8,9 +8,9 @@
 //! 2. The list of all connections is stored at the broker when another instance asks for it, at
 //!    most once for each [`LIST_PAUSE`]. A list that includes what the other instance needs is only
 //!    announced again ([`Outbox::asked`]). Each attempt has a new serial number, because the broker
-//!    may still store a part of an attempt that has failed. An attempt does not overwrite the stored
-//!    list. If the broker executes a failed attempt after a later list was stored, it may overwrite
-//!    parts of that list. Instances then cannot read the list, and ask for another one.
+//!    may still store a part of an attempt that has failed. An attempt does not overwrite the
+//!    stored list. If the broker executes a failed attempt after a later list was stored, it may
+//!    overwrite parts of that list. Instances then cannot read the list, and ask for another one.
 //! 3. Presence events wait in their order until the broker has appended them
 //!    ([`Outbox::announced`]). If the queue is full, for example because the broker is unavailable
 //!    for a long time, the oldest events are dropped.
