@@ -354,7 +354,7 @@ async fn without_the_permissions_to_clean_up_consumers_and_ended_runs_stay_on_th
         let kept = if subject.contains("PURGE") { "messages" } else { "consumer_count" };
         info["state"][kept].as_u64().unwrap()
     };
-    // The server has a consumer of its own, with which it copies values.
+    // The server has its own consumer, with which it copies values.
     let mut before = Vec::new();
     for subject in CLEANING {
         before.push(state(subject).await);

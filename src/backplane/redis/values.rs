@@ -1,7 +1,7 @@
 //! Reads the current values, in pages.
 //!
 //! A cursor of `HSCAN` is valid only at the server that returned it, because each server orders a
-//! hash by a random key of its own. Another server would skip values without an error. So one scan
+//! hash by its own random key. Another server would skip values without an error. So one scan
 //! uses one connection, and the cursor never leaves [`scan`]. After a redirection or an error, the
 //! caller begins a new scan.
 

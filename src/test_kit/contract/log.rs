@@ -214,7 +214,7 @@ pub(super) async fn a_log_that_ends_below_the_seen_position_begins_a_new_epoch(l
     let seen = LogPosition { sequence: position.sequence + 10, ..position };
     let state = call(log.state(Some(seen))).await?;
     ensure!(state.epoch != position.epoch, "the log has lost records, and is in the same epoch");
-    // An adapter may prove the loss with records of its own, which have no audience.
+    // An adapter may prove the loss with its own records, which have no audience.
     ensure!(state.last >= position.sequence, "the last number after the loss is {}", state.last);
     // The epoch changes only once: no later request with or without a position changes it again.
     for seen in [None, Some(seen), Some(LogPosition { epoch: state.epoch, sequence: state.last })] {
