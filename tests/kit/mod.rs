@@ -14,6 +14,8 @@ pub mod nats;
 pub mod nats_cluster;
 pub mod page;
 pub mod port;
+pub mod postgres;
+pub mod processes;
 pub mod proxy;
 pub mod redis;
 pub mod skip;
