@@ -13,6 +13,7 @@ pub mod example;
 pub mod nats;
 pub mod nats_cluster;
 pub mod page;
+pub mod pgbouncer;
 pub mod port;
 pub mod postgres;
 pub mod processes;
