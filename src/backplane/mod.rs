@@ -1,8 +1,8 @@
 //! The interface to a log that several instances share, and the adapters that implement it.
 //!
 //! A broker stores the log. Every hub appends records to the log and reads records from the log. An
-//! adapter implements [`Backplane`] for one kind of broker: `Redis` and `Nats` (features `redis`
-//! and `nats`) for production. [`Memory`] needs no broker. It is for tests and for several hubs in
+//! adapter implements [`Backplane`] for one kind of broker: `Redis`, `Nats` and `Postgres` (features
+//! `redis`, `nats` and `postgres`) for production. [`Memory`] needs no broker. It is for tests and for several hubs in
 //! one process. An adapter stores records as bytes. It has no access to the hub's connections.
 //!
 //! # Guarantees of an adapter
@@ -46,7 +46,7 @@
 //!   continue at the broker after its future was dropped.
 
 mod journal;
-#[cfg(any(feature = "nats", feature = "redis"))]
+#[cfg(any(feature = "nats", feature = "postgres", feature = "redis"))]
 mod limits;
 mod memory;
 mod memory_control;
@@ -55,11 +55,13 @@ mod memory_history;
 mod memory_journals;
 #[cfg(feature = "nats")]
 mod nats;
-#[cfg(any(feature = "nats", feature = "redis"))]
+#[cfg(any(feature = "nats", feature = "postgres", feature = "redis"))]
 mod per_runtime;
+#[cfg(feature = "postgres")]
+mod postgres;
 #[cfg(feature = "redis")]
 mod redis;
-#[cfg(any(feature = "nats", feature = "redis"))]
+#[cfg(any(feature = "nats", feature = "postgres", feature = "redis"))]
 mod secret_key;
 
 use std::error::Error;
@@ -74,11 +76,13 @@ use futures::stream::BoxStream;
 use tokio::time::{Instant, sleep_until};
 
 pub use journal::{Begun, JournalAppend, JournalId, JournalPage, Journals};
-#[cfg(any(feature = "nats", feature = "redis"))]
+#[cfg(any(feature = "nats", feature = "postgres", feature = "redis"))]
 pub use limits::LogLimits;
 pub use memory::Memory;
 #[cfg(feature = "nats")]
 pub use nats::Nats;
+#[cfg(feature = "postgres")]
+pub use postgres::{Migration, Postgres};
 #[cfg(feature = "redis")]
 pub use redis::Redis;
 
@@ -625,7 +629,7 @@ impl BackplaneError {
 
     /// Turns an unknown error into an unavailable error, for a caller whose request was not sent
     /// yet.
-    #[cfg(any(feature = "nats", feature = "redis"))]
+    #[cfg(any(feature = "nats", feature = "postgres", feature = "redis"))]
     pub(crate) fn before_request(self) -> Self {
         if self.is_unknown() { Self::unavailable(self.text) } else { self }
     }

@@ -93,7 +93,7 @@ async fn busy(hub: &Hub) {
     assert!(hub.publish_many(events.collect::<Vec<_>>()).await.iter().all(Result::is_ok));
 }
 
-for_each_broker!(a_value_of_a_union_ends_only_in_the_topic_that_removed_it(broker): redis, nats);
+for_each_broker!(a_value_of_a_union_ends_only_in_the_topic_that_removed_it(broker): redis, nats, postgres);
 
 /// The disconnect is broadcast while one instance is cut off from the broker.
 async fn a_disconnect_arrives_after_a_short_interruption<B: BrokerServer>(broker: B) {
@@ -118,7 +118,7 @@ async fn a_disconnect_arrives_after_a_short_interruption<B: BrokerServer>(broker
     }
 }
 
-for_each_broker!(a_disconnect_arrives_after_a_short_interruption(broker): redis, nats);
+for_each_broker!(a_disconnect_arrives_after_a_short_interruption(broker): redis, nats, postgres);
 
 /// There are more current values than one page of the read holds.
 #[tokio::test]

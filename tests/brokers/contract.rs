@@ -27,7 +27,7 @@ async fn adapter_keeps_the_contract(broker: impl Broker) {
 
 for_each_broker!(
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-    adapter_keeps_the_contract(broker): memory, redis, nats
+    adapter_keeps_the_contract(broker): memory, redis, nats, postgres
 );
 
 /// The contract allows shorter answers. Those would cost more requests.
@@ -48,7 +48,7 @@ async fn adapter_returns_as_many_records_and_entries_as_fit(broker: impl Broker)
     }
 }
 
-for_each_broker!(adapter_returns_as_many_records_and_entries_as_fit(broker): memory, redis, nats);
+for_each_broker!(adapter_returns_as_many_records_and_entries_as_fit(broker): memory, redis, nats, postgres);
 
 /// The batch needs more calls of the script than may be pending on a connection, and the server has
 /// not loaded the script yet.
@@ -83,7 +83,7 @@ async fn namespaces_of_a_broker_are_isolated(broker: impl Broker) {
     }
 }
 
-for_each_broker!(namespaces_of_a_broker_are_isolated(broker): redis, nats);
+for_each_broker!(namespaces_of_a_broker_are_isolated(broker): redis, nats, postgres);
 
 #[tokio::test]
 async fn redis_trims_by_length_and_by_age_and_reports_its_first_record() {

@@ -94,7 +94,7 @@ async fn a_stream_reads_what_was_published_without_a_listener_on_its_instance(lo
     assert_eq!((events, gaps.len(), reads()), (vec!["meanwhile".to_owned()], 0, reads_before));
 }
 
-for_each_broker!(a_stream_reads_what_was_published_without_a_listener_on_its_instance(log): memory, redis, nats);
+for_each_broker!(a_stream_reads_what_was_published_without_a_listener_on_its_instance(log): memory, redis, nats, postgres);
 
 /// After a deploy, the clients of another instance reconnect to this one at once.
 #[tokio::test]

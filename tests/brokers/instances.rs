@@ -94,7 +94,7 @@ async fn each_instance_delivers_the_events_of_the_other(log: impl Backplane + Cl
     }
 }
 
-for_each_broker!(each_instance_delivers_the_events_of_the_other(log): memory, redis, nats);
+for_each_broker!(each_instance_delivers_the_events_of_the_other(log): memory, redis, nats, postgres);
 
 /// An instance that starts later loads the records of the log and every current value before it is
 /// ready.
@@ -116,7 +116,7 @@ async fn a_late_instance_has_the_records_of_the_log(log: impl Backplane + Clone)
     assert_eq!(before.iter().map(|event| event.data.as_str()).collect::<Vec<_>>(), ["2"]);
 }
 
-for_each_broker!(a_late_instance_has_the_records_of_the_log(log): memory, redis, nats);
+for_each_broker!(a_late_instance_has_the_records_of_the_log(log): memory, redis, nats, postgres);
 
 async fn an_instance_that_starts_without_its_broker_sends_retryable_refusals_and_recovers<B: BrokerServer>(
     mut server: B,
@@ -135,7 +135,7 @@ async fn an_instance_that_starts_without_its_broker_sends_retryable_refusals_and
     assert_eq!(events.next_own().await.data, "1");
 }
 
-for_each_broker!(an_instance_that_starts_without_its_broker_sends_retryable_refusals_and_recovers(durable): redis, nats);
+for_each_broker!(an_instance_that_starts_without_its_broker_sends_retryable_refusals_and_recovers(durable): redis, nats, postgres);
 
 /// The broker is killed under load and restarted. Clients receive every acknowledged event and no
 /// gap.
@@ -193,7 +193,7 @@ async fn a_durable_broker_that_is_killed_loses_no_acknowledged_event<B: BrokerSe
 
 for_each_broker!(
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-    a_durable_broker_that_is_killed_loses_no_acknowledged_event(durable): redis, nats
+    a_durable_broker_that_is_killed_loses_no_acknowledged_event(durable): redis, nats, postgres
 );
 
 /// Each cursor gets exactly one gap with its reason, and then live events.
@@ -245,7 +245,7 @@ async fn a_broker_that_returns_empty_is_one_gap_for_every_stream<B: BrokerServer
     }
 }
 
-for_each_broker!(a_broker_that_returns_empty_is_one_gap_for_every_stream(broker): redis, nats);
+for_each_broker!(a_broker_that_returns_empty_is_one_gap_for_every_stream(broker): redis, nats, postgres);
 
 async fn an_unreadable_record_is_skipped_and_is_a_gap_for_its_audience(log: impl Backplane + Clone) {
     let one = Instance::start(log.clone()).await.ready().await;
@@ -270,7 +270,7 @@ async fn an_unreadable_record_is_skipped_and_is_a_gap_for_its_audience(log: impl
     assert_eq!(one.hub.stats().skipped, 3);
 }
 
-for_each_broker!(an_unreadable_record_is_skipped_and_is_a_gap_for_its_audience(log): memory, redis, nats);
+for_each_broker!(an_unreadable_record_is_skipped_and_is_a_gap_for_its_audience(log): memory, redis, nats, postgres);
 
 /// The hub also validates records that have a reserved name.
 #[tokio::test]
@@ -365,7 +365,7 @@ async fn a_cut_between_an_instance_and_its_broker_is_detected_and_no_event_is_mi
 
 for_each_broker!(
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-    a_cut_between_an_instance_and_its_broker_is_detected_and_no_event_is_missing_afterwards(broker): redis, nats
+    a_cut_between_an_instance_and_its_broker_is_detected_and_no_event_is_missing_afterwards(broker): redis, nats, postgres
 );
 
 /// Publishes ten records, and returns a copy of the stored log. Saving may restart the broker, so
@@ -424,7 +424,7 @@ async fn a_broker_that_was_rolled_back_is_one_reported_gap<B: BrokerServer>(mut 
     assert_eq!(gaps, 1);
 }
 
-for_each_broker!(a_broker_that_was_rolled_back_is_one_reported_gap(durable): redis, nats);
+for_each_broker!(a_broker_that_was_rolled_back_is_one_reported_gap(durable): redis, nats, postgres);
 
 /// Returns the epoch and the number of an id.
 fn parts(id: &str) -> (String, u64) {
@@ -514,7 +514,7 @@ async fn a_rollback_under_load_is_one_gap_and_nothing_of_the_new_epoch_is_missin
 
 for_each_broker!(
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-    a_rollback_under_load_is_one_gap_and_nothing_of_the_new_epoch_is_missing(durable): redis, nats
+    a_rollback_under_load_is_one_gap_and_nothing_of_the_new_epoch_is_missing(durable): redis, nats, postgres
 );
 
 /// Every instance restarts while the log is trimmed many times over.
@@ -543,7 +543,7 @@ async fn a_rolling_restart_with_a_busy_log_keeps_current_values_and_reports_one_
     assert_eq!(numbers(&mut late, 1).await, [2]);
 }
 
-for_each_broker!(a_rolling_restart_with_a_busy_log_keeps_current_values_and_reports_one_gap(broker): redis, nats);
+for_each_broker!(a_rolling_restart_with_a_busy_log_keeps_current_values_and_reports_one_gap(broker): redis, nats, postgres);
 
 async fn an_instance_that_starts_during_publishes_delivers_every_event_in_order(log: impl Backplane + Clone) {
     let one = Instance::start(log.clone()).await.ready().await;
@@ -569,5 +569,5 @@ async fn an_instance_that_starts_during_publishes_delivers_every_event_in_order(
 
 for_each_broker!(
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-    an_instance_that_starts_during_publishes_delivers_every_event_in_order(log): memory, redis, nats
+    an_instance_that_starts_during_publishes_delivers_every_event_in_order(log): memory, redis, nats, postgres
 );

@@ -65,7 +65,7 @@ async fn journals_of_two_namespaces_are_independent(broker: impl Broker) {
     assert_eq!(read(&log, KEY, None, 0).await, Some(page(one, &["one", "one end"], 2, true)));
 }
 
-for_each_broker!(journals_of_two_namespaces_are_independent(broker): redis, nats);
+for_each_broker!(journals_of_two_namespaces_are_independent(broker): redis, nats, postgres);
 
 /// NATS accepts 1 MiB by default.
 async fn a_large_entry_is_stored_or_rejected_with_the_limit(log: impl Backplane) {
@@ -93,7 +93,7 @@ async fn a_large_entry_is_stored_or_rejected_with_the_limit(log: impl Backplane)
     assert!(error.is_rejected() && error.to_string().contains("max_payload"), "{error}");
 }
 
-for_each_broker!(a_large_entry_is_stored_or_rejected_with_the_limit(log): memory, redis, nats);
+for_each_broker!(a_large_entry_is_stored_or_rejected_with_the_limit(log): memory, redis, nats, postgres);
 
 /// The results of random calls, on two connections, are those of `Memory`.
 async fn random_calls_have_the_results_of_the_memory_adapter(broker: impl Broker) {
@@ -154,7 +154,7 @@ async fn random_calls_have_the_results_of_the_memory_adapter(broker: impl Broker
     assert!(ids.len() > 20, "the calls began too few journals: {}", ids.len());
 }
 
-for_each_broker!(random_calls_have_the_results_of_the_memory_adapter(broker): redis, nats);
+for_each_broker!(random_calls_have_the_results_of_the_memory_adapter(broker): redis, nats, postgres);
 
 /// The records of other topics are in the common log, which has a maximum length.
 async fn records_of_the_log_remove_no_entry_of_a_journal(log: impl Backplane, records: usize) {
@@ -181,7 +181,7 @@ async fn records_of_a_broker_log_remove_no_entry_of_a_journal<B: BrokerServer>(b
     records_of_the_log_remove_no_entry_of_a_journal(log, 2_000).await;
 }
 
-for_each_broker!(records_of_a_broker_log_remove_no_entry_of_a_journal(broker): redis, nats);
+for_each_broker!(records_of_a_broker_log_remove_no_entry_of_a_journal(broker): redis, nats, postgres);
 
 async fn a_journal_survives_a_restart_of_a_durable_broker<B: BrokerServer>(mut broker: B) {
     let log = broker.log("n");
@@ -198,7 +198,7 @@ async fn a_journal_survives_a_restart_of_a_durable_broker<B: BrokerServer>(mut b
     assert_eq!(page_after, Some(page(id, &["first", "second", "last"], 3, true)));
 }
 
-for_each_broker!(a_journal_survives_a_restart_of_a_durable_broker(durable): redis, nats);
+for_each_broker!(a_journal_survives_a_restart_of_a_durable_broker(durable): redis, nats, postgres);
 
 /// Repeats a call until it returns no error.
 async fn retried<T, F: Future<Output = Result<T, tower_sse::backplane::BackplaneError>>>(call: impl Fn() -> F) -> T {
@@ -225,7 +225,7 @@ async fn a_broker_that_has_lost_its_data_has_no_journal<B: BrokerServer>(mut bro
     assert_eq!(entries(&log, KEY).await, ["next", "more"]);
 }
 
-for_each_broker!(a_broker_that_has_lost_its_data_has_no_journal(broker): redis, nats);
+for_each_broker!(a_broker_that_has_lost_its_data_has_no_journal(broker): redis, nats, postgres);
 
 /// The backup was made while the journal was open.
 async fn a_journal_of_a_restored_backup_ends_at_its_newest_entry<B: BrokerServer>(mut broker: B) {
@@ -245,7 +245,7 @@ async fn a_journal_of_a_restored_backup_ends_at_its_newest_entry<B: BrokerServer
     assert_eq!(append(&log, id, 2, "aborted", HOUR).await, Appended);
 }
 
-for_each_broker!(a_journal_of_a_restored_backup_ends_at_its_newest_entry(durable): redis, nats);
+for_each_broker!(a_journal_of_a_restored_backup_ends_at_its_newest_entry(durable): redis, nats, postgres);
 
 async fn calls_to_an_unreachable_broker_fail_in_time(log: impl Backplane) {
     let begun = Instant::now();
@@ -296,7 +296,7 @@ async fn a_call_without_an_answer_has_an_unknown_outcome_and_is_repeated<B: Brok
     assert_eq!(read(&direct, KEY, None, 0).await, Some(page(next, &["next"], 1, false)));
 }
 
-for_each_broker!(a_call_without_an_answer_has_an_unknown_outcome_and_is_repeated(broker): redis, nats);
+for_each_broker!(a_call_without_an_answer_has_an_unknown_outcome_and_is_repeated(broker): redis, nats, postgres);
 
 /// A request and its answer take at least 20 ms.
 async fn a_long_journal_is_read_in_few_round_trips<B: BrokerServer>(broker: B) {
@@ -319,7 +319,7 @@ async fn a_long_journal_is_read_in_few_round_trips<B: BrokerServer>(broker: B) {
     assert!(took < Duration::from_secs(5), "{took:?}");
 }
 
-for_each_broker!(a_long_journal_is_read_in_few_round_trips(broker): redis, nats);
+for_each_broker!(a_long_journal_is_read_in_few_round_trips(broker): redis, nats, postgres);
 
 /// Requests are late, fail, or succeed without an answer.
 #[tokio::test]

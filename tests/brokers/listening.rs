@@ -451,14 +451,14 @@ async fn topic_changes_of_unknown_connections_are_limited_by_the_connect_rate() 
     assert!((RATE as usize..=allowed).contains(&waited), "{waited} waited, {allowed} are allowed");
 }
 
-for_each_broker!(presence_is_the_same_on_every_instance(log): memory, redis, nats);
-for_each_broker!(a_disconnect_reaches_every_instance(log): memory, redis, nats);
-for_each_broker!(joins_reach_every_instance(log): memory, redis, nats);
-for_each_broker!(a_page_changes_its_topics_at_any_instance(log): memory, redis, nats);
-for_each_broker!(a_change_of_topics_at_another_instance_is_made_as_a_whole_or_not_at_all(log): memory, redis, nats);
-for_each_broker!(a_dead_instance_ends_after_its_lease_and_a_drained_one_at_once(log): memory, redis, nats);
-for_each_broker!(connections_of_a_user_are_bounded_across_instances(log): memory, redis, nats);
-for_each_broker!(a_ticket_is_redeemed_once_on_any_instance(log): memory, redis, nats);
-for_each_broker!(a_ticket_is_valid_again_at_any_instance_when_its_request_gets_no_stream(log): memory, redis, nats);
-for_each_broker!(unredeemed_tickets_are_bounded(log): memory, redis, nats);
-for_each_broker!(a_topic_has_presence_events_of_all_instances(log): memory, redis, nats);
+for_each_broker!(presence_is_the_same_on_every_instance(log): memory, redis, nats, postgres);
+for_each_broker!(a_disconnect_reaches_every_instance(log): memory, redis, nats, postgres);
+for_each_broker!(joins_reach_every_instance(log): memory, redis, nats, postgres);
+for_each_broker!(a_page_changes_its_topics_at_any_instance(log): memory, redis, nats, postgres);
+for_each_broker!(a_change_of_topics_at_another_instance_is_made_as_a_whole_or_not_at_all(log): memory, redis, nats, postgres);
+for_each_broker!(a_dead_instance_ends_after_its_lease_and_a_drained_one_at_once(log): memory, redis, nats, postgres);
+for_each_broker!(connections_of_a_user_are_bounded_across_instances(log): memory, redis, nats, postgres);
+for_each_broker!(a_ticket_is_redeemed_once_on_any_instance(log): memory, redis, nats, postgres);
+for_each_broker!(a_ticket_is_valid_again_at_any_instance_when_its_request_gets_no_stream(log): memory, redis, nats, postgres);
+for_each_broker!(unredeemed_tickets_are_bounded(log): memory, redis, nats, postgres);
+for_each_broker!(a_topic_has_presence_events_of_all_instances(log): memory, redis, nats, postgres);

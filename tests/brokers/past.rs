@@ -128,7 +128,7 @@ async fn older_records_come_from_the_broker(log: impl Backplane + Clone) {
     assert_eq!(numbers(&received), expected);
 }
 
-for_each_broker!(older_records_come_from_the_broker(log): memory, redis, nats);
+for_each_broker!(older_records_come_from_the_broker(log): memory, redis, nats, postgres);
 
 #[tokio::test]
 async fn trimmed_records_of_the_broker_are_one_gap_and_the_rest_arrives() {

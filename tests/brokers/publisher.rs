@@ -44,7 +44,7 @@ async fn events_of_a_worker_arrive_at_an_instance(log: impl Backplane + Clone) {
     }
 }
 
-for_each_broker!(events_of_a_worker_arrive_at_an_instance(log): memory, redis, nats);
+for_each_broker!(events_of_a_worker_arrive_at_an_instance(log): memory, redis, nats, postgres);
 
 async fn values_of_a_worker_are_current_at_an_instance_that_starts_later(log: impl Backplane + Clone) {
     let worker = worker(log.clone());
@@ -58,7 +58,7 @@ async fn values_of_a_worker_are_current_at_an_instance_that_starts_later(log: im
     assert_eq!(values.iter().map(|event| event.data.as_str()).collect::<Vec<_>>(), ["2"]);
 }
 
-for_each_broker!(values_of_a_worker_are_current_at_an_instance_that_starts_later(log): memory, redis, nats);
+for_each_broker!(values_of_a_worker_are_current_at_an_instance_that_starts_later(log): memory, redis, nats, postgres);
 
 async fn a_publisher_rejects_invalid_events_and_appends_none(log: impl Backplane + Clone) {
     let (worker, other) = (worker(log.clone()), worker(log.clone()));
@@ -92,7 +92,7 @@ async fn a_publisher_rejects_invalid_events_and_appends_none(log: impl Backplane
     assert_eq!(last(&log).await, 2);
 }
 
-for_each_broker!(a_publisher_rejects_invalid_events_and_appends_none(log): memory, redis, nats);
+for_each_broker!(a_publisher_rejects_invalid_events_and_appends_none(log): memory, redis, nats, postgres);
 
 async fn a_repeated_idempotency_key_is_one_event_at_every_instance(log: impl Backplane + Clone) {
     let (one, worker) = (instance(&log).await, worker(log.clone()));
@@ -108,7 +108,7 @@ async fn a_repeated_idempotency_key_is_one_event_at_every_instance(log: impl Bac
     assert_eq!(last(&log).await, 2);
 }
 
-for_each_broker!(a_repeated_idempotency_key_is_one_event_at_every_instance(log): memory, redis, nats);
+for_each_broker!(a_repeated_idempotency_key_is_one_event_at_every_instance(log): memory, redis, nats, postgres);
 
 #[tokio::test(start_paused = true)]
 async fn a_log_in_memory_forgets_idempotency_keys_after_ten_minutes() {

@@ -87,7 +87,7 @@ async fn equal_events_do_not_hide_a_roll_back<B: BrokerServer>(mut server: B) {
     assert_eq!(gaps_before(&mut page, "end").await, ["epoch"]);
 }
 
-for_each_broker!(equal_events_do_not_hide_a_roll_back(durable): redis, nats);
+for_each_broker!(equal_events_do_not_hide_a_roll_back(durable): redis, nats, postgres);
 
 /// Starts a primary and a replica that is in sync with it.
 async fn replicated() -> Option<(RedisServer, RedisServer)> {

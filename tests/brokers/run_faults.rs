@@ -27,6 +27,7 @@ use tokio::time::{sleep, timeout};
 use tower_sse::{Event, EventStream, Hub, RunError, RunWriter, StreamRequest, Subscription};
 
 use crate::kit::broker::{BrokerServer, NatsBroker, for_each_broker};
+use crate::kit::postgres::PostgresServer;
 use crate::kit::{Events, until};
 use crate::redis_server::RedisServer;
 
@@ -58,6 +59,10 @@ impl Kind for NatsBroker {
     const KIND: &'static str = "nats";
 }
 
+impl Kind for PostgresServer {
+    const KIND: &'static str = "postgres";
+}
+
 // The instance.
 
 /// What a writer does.
@@ -86,6 +91,7 @@ fn program_of_an_instance() {
     runtime.block_on(async {
         let hub = match kind {
             "redis" => builder.backplane(RedisServer::log_at(port, "runs", limit)).build().unwrap(),
+            "postgres" => builder.backplane(PostgresServer::log_at(port, "runs", limit)).build().unwrap(),
             _ => builder.backplane(NatsBroker::log_at(port, "runs", limit)).build().unwrap(),
         };
         let app = Router::new()
@@ -584,5 +590,5 @@ async fn every_reader_receives_each_event_once_and_the_right_end<B: BrokerServer
 
 for_each_broker!(
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-    every_reader_receives_each_event_once_and_the_right_end(durable): redis, nats
+    every_reader_receives_each_event_once_and_the_right_end(durable): redis, nats, postgres
 );

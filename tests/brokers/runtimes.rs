@@ -291,7 +291,7 @@ async fn an_instance_is_not_ready_while_its_tasks_do_not_run(broker: impl Broker
     }
 }
 
-for_each_broker!(an_event_of_another_instance_arrives(broker): memory, redis, nats);
-for_each_broker!(an_event_of_this_instance_arrives(broker): memory, redis, nats);
-for_each_broker!(a_disconnect_by_another_instance_arrives(broker): memory, redis, nats);
+for_each_broker!(an_event_of_another_instance_arrives(broker): memory, redis, nats, postgres);
+for_each_broker!(an_event_of_this_instance_arrives(broker): memory, redis, nats, postgres);
+for_each_broker!(a_disconnect_by_another_instance_arrives(broker): memory, redis, nats, postgres);
 for_each_broker!(an_instance_is_not_ready_while_its_tasks_do_not_run(broker): memory);

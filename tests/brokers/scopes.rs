@@ -221,7 +221,7 @@ async fn nothing_crosses_between_instances(log: impl Backplane + Clone) {
     nothing_crosses([log.clone(), log.clone()], log).await;
 }
 
-for_each_broker!(nothing_crosses_between_instances(log): memory, redis, nats);
+for_each_broker!(nothing_crosses_between_instances(log): memory, redis, nats, postgres);
 
 #[tokio::test]
 async fn nothing_crosses_after_a_fault_of_the_log() {

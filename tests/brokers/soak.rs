@@ -535,7 +535,7 @@ async fn random_faults_of_a_broker_lose_no_acknowledged_event_and_cause_no_gap(b
 
 for_each_broker!(
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-    random_faults_of_a_broker_lose_no_acknowledged_event_and_cause_no_gap(durable): redis, nats
+    random_faults_of_a_broker_lose_no_acknowledged_event_and_cause_no_gap(durable): redis, nats, postgres
 );
 
 /// The broker restarts empty. Each cursor gets one gap for each loss.

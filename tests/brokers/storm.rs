@@ -72,4 +72,4 @@ async fn a_storm_of_connects_evicts_no_record<B: BrokerServer>(broker: B) {
     }
 }
 
-for_each_broker!(a_storm_of_connects_evicts_no_record(broker): redis, nats);
+for_each_broker!(a_storm_of_connects_evicts_no_record(broker): redis, nats, postgres);

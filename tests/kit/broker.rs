@@ -8,18 +8,19 @@ use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::time::Duration;
 
-use tower_sse::backplane::{Backplane, LogLimits, Memory, Nats, Redis};
+use tower_sse::backplane::{Backplane, LogLimits, Memory, Nats, Postgres, Redis};
 
 use super::nats::NatsServer;
+use super::postgres::PostgresServer;
 use super::redis::{DURABLE, FORGETFUL, RedisServer};
 
 /// Generates a test of one body for each broker. The tests are called `body::memory`, `body::redis`
 /// and `body::nats`, so that a failure names the broker. The test of a broker that is not installed
 /// is reported as skipped.
 ///
-/// - `for_each_broker!(body(log): memory, redis, nats)` passes a log on a new broker.
-/// - `for_each_broker!(body(broker): redis, nats)` passes the broker. It is empty after a restart.
-/// - `for_each_broker!(body(durable): redis, nats)` passes a broker that keeps its data across a
+/// - `for_each_broker!(body(log): memory, redis, nats, postgres)` passes a log on a new broker.
+/// - `for_each_broker!(body(broker): redis, nats, postgres)` passes the broker. It is empty after a restart.
+/// - `for_each_broker!(body(durable): redis, nats, postgres)` passes a broker that keeps its data across a
 ///   restart.
 ///
 /// An attribute before the body replaces `#[tokio::test]`.
@@ -54,6 +55,12 @@ pub fn memory(_: bool) -> Option<InMemory> {
 
 pub fn redis(durable: bool) -> Option<RedisServer> {
     RedisServer::start(if durable { DURABLE } else { FORGETFUL })
+}
+
+pub fn postgres(durable: bool) -> Option<PostgresServer> {
+    let mut server = PostgresServer::start(&[])?;
+    server.is_durable = durable;
+    Some(server)
 }
 
 pub fn nats(durable: bool) -> Option<NatsBroker> {
@@ -188,5 +195,46 @@ impl BrokerServer for NatsBroker {
 
     fn roll_back(&mut self, saved: &Path) {
         self.server.restore(saved);
+    }
+}
+
+impl Broker for PostgresServer {
+    type Log = Postgres;
+
+    fn log(&self, namespace: &str) -> Postgres {
+        Postgres::new(&self.url(), namespace).unwrap()
+    }
+}
+
+impl BrokerServer for PostgresServer {
+    fn port(&self) -> u16 {
+        self.port
+    }
+
+    fn log_at(port: u16, namespace: &str, timeout: Duration) -> Postgres {
+        Postgres::new(&format!("postgres://hub@127.0.0.1:{port}/postgres"), namespace).unwrap().timeout(timeout)
+    }
+
+    fn with_max_records(log: Postgres, records: usize) -> Postgres {
+        log.limits(LogLimits::new().max_records(records))
+    }
+
+    /// Returns at once: the transaction that appends a record also stores its value.
+    async fn wait_until_copied(&self, _: &str, _: u64) {}
+
+    fn kill(&mut self) {
+        self.kill();
+    }
+
+    fn restart(&mut self) {
+        self.restart();
+    }
+
+    fn save(&mut self) -> PathBuf {
+        PostgresServer::save(self)
+    }
+
+    fn roll_back(&mut self, saved: &Path) {
+        PostgresServer::roll_back(self, saved);
     }
 }

@@ -19,6 +19,8 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
+use tower_sse::backplane::Postgres;
+
 use super::processes::{
     PATIENCE, as_user, children, give_away, kill_with_children, run, signal, stopped_with_children, tail, wait_until,
 };
@@ -336,7 +338,9 @@ fn template() -> &'static Path {
         run(initdb.args(["--encoding=UTF8", "--locale=C", "-D"]).arg(server.data()));
         server.spawn();
         server.psql(ROLES);
-        server.psql_as("owner", SCHEMA);
+        for migration in Postgres::migrations() {
+            server.psql_as("owner", &format!("BEGIN;\n{}\nCOMMIT", migration.sql));
+        }
         server.psql_as("owner", RIGHTS);
         // These databases have two thirds of the files.
         server.psql("ALTER DATABASE template0 IS_TEMPLATE false; ALTER DATABASE template1 IS_TEMPLATE false");
@@ -350,8 +354,8 @@ fn template() -> &'static Path {
 }
 
 const ROLES: &str = "CREATE ROLE owner LOGIN; CREATE ROLE hub LOGIN; GRANT CREATE ON DATABASE postgres TO owner";
-const SCHEMA: &str = "CREATE SCHEMA tower_sse";
-const RIGHTS: &str = "GRANT USAGE ON SCHEMA tower_sse TO hub";
+const RIGHTS: &str =
+    "GRANT USAGE ON SCHEMA tower_sse TO hub; GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA tower_sse TO hub";
 
 /// Returns what the names of all folders of this process begin with.
 fn prefix() -> String {

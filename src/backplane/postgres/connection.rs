@@ -1,0 +1,250 @@
+//! Connections to the server.
+//!
+//! 1. A task of the runtime that opened a connection drives it, and passes notifications on.
+//! 2. A connection is checked when it is opened: the schema, the isolation level and the encoding.
+//! 3. Requests are single statements without names, so that they also work through a pooler that
+//!    gives each transaction another connection.
+
+use std::future::poll_fn;
+use std::sync::Arc;
+use std::task::Poll;
+use std::time::Duration;
+
+use rustls::{ClientConfig, RootCertStore};
+use tokio::sync::watch;
+use tokio_postgres::config::{Host, SslMode};
+use tokio_postgres::types::{ToSql, Type};
+use tokio_postgres::{AsyncMessage, Client, Config, Connection, NoTls, Row, Socket};
+use tokio_postgres_rustls::MakeRustlsConnect;
+
+use super::super::{Answer, BackplaneError, in_time};
+use super::errors::{classify, classify_connect, is_fatal};
+use super::migrations::VERSION;
+
+/// A parameter of a statement, with its type.
+pub(super) type Parameter<'a> = (&'a (dyn ToSql + Sync), Type);
+
+/// The address of the database, the credentials and the TLS settings.
+#[derive(Clone)]
+pub(super) struct Database {
+    config: Config,
+    /// The TLS settings of the application. Without them, the certificate authorities of the
+    /// machine are trusted.
+    pub(super) tls: Option<Arc<ClientConfig>>,
+}
+
+/// Counts the notifications of a connection, by their kind.
+#[derive(Clone, Copy, Default)]
+pub(super) struct Notifications {
+    /// Records were appended, or were published to the inbox.
+    pub(super) log: u64,
+    /// Control messages were sent.
+    pub(super) control: u64,
+}
+
+/// An open connection.
+pub(super) struct Session {
+    pub(super) client: Client,
+    pub(super) notifications: watch::Receiver<Notifications>,
+    pub(super) limit: Duration,
+}
+
+impl Database {
+    pub(super) fn parse(url: &str) -> Answer<Self> {
+        // The error of tokio-postgres may repeat a part of the URL.
+        let config = url.parse().map_err(|_| BackplaneError::rejected("not a Postgres URL"))?;
+        Self::new(config)
+    }
+
+    pub(super) fn new(mut config: Config) -> Answer<Self> {
+        if config.get_hosts().is_empty() && config.get_hostaddrs().is_empty() {
+            return Err(BackplaneError::rejected("the Postgres URL has no host"));
+        }
+        if config.get_application_name().is_none() {
+            config.application_name("tower-sse");
+        }
+        Ok(Self { config, tls: None })
+    }
+
+    /// Returns the hosts and the database, without credentials.
+    pub(super) fn describe(&self) -> String {
+        let mut hosts: Vec<String> = Vec::new();
+        for (index, host) in self.config.get_hosts().iter().enumerate() {
+            let ports = self.config.get_ports();
+            let port = ports.get(index).or(ports.first()).copied().unwrap_or(5432);
+            hosts.push(match host {
+                Host::Tcp(name) => format!("{name}:{port}"),
+                #[cfg(unix)]
+                Host::Unix(path) => format!("{}:{port}", path.display()),
+            });
+        }
+        if hosts.is_empty() {
+            hosts.extend(self.config.get_hostaddrs().iter().map(ToString::to_string));
+        }
+        let database = self.config.get_dbname().or(self.config.get_user()).unwrap_or_default();
+        format!("postgres://{}/{database}", hosts.join(","))
+    }
+
+    /// Whether the connection stays on this machine, so that TLS has no use.
+    fn is_local(&self) -> bool {
+        let is_loopback = |host: &Host| match host {
+            Host::Tcp(name) => {
+                name == "localhost" || name.parse::<std::net::IpAddr>().is_ok_and(|address| address.is_loopback())
+            }
+            #[cfg(unix)]
+            Host::Unix(_) => true,
+        };
+        self.config.get_hostaddrs().iter().all(std::net::IpAddr::is_loopback)
+            && self.config.get_hosts().iter().all(is_loopback)
+    }
+
+    /// Returns the connector for TLS, or `None` if the connection is not encrypted.
+    fn connector(&self) -> Answer<Option<MakeRustlsConnect>> {
+        let is_plain = match self.config.get_ssl_mode() {
+            SslMode::Disable => true,
+            SslMode::Prefer => self.tls.is_none() && self.is_local(),
+            _ => false,
+        };
+        if is_plain {
+            return Ok(None);
+        }
+        let config = match &self.tls {
+            Some(config) => ClientConfig::clone(config),
+            None => default_tls()?,
+        };
+        Ok(Some(MakeRustlsConnect::new(config)))
+    }
+
+    /// Opens a connection within a time limit, which also applies to each answer.
+    pub(super) async fn connect(&self, limit: Duration, channel: Option<&str>) -> Answer<Session> {
+        let connector = self.connector()?;
+        let mut config = self.config.clone();
+        if config.get_ssl_mode() == SslMode::Prefer && connector.is_none() {
+            config.ssl_mode(SslMode::Disable);
+        }
+        if config.get_tcp_user_timeout().is_none() {
+            config.tcp_user_timeout(limit);
+        }
+        let connect = async {
+            let (client, notifications) = match connector {
+                Some(connector) => {
+                    let (client, connection) =
+                        config.connect(connector).await.map_err(|error| classify_connect(&error))?;
+                    (client, drive(connection))
+                }
+                None => {
+                    let (client, connection) = config.connect(NoTls).await.map_err(|error| classify_connect(&error))?;
+                    (client, drive(connection))
+                }
+            };
+            let session = Session { client, notifications, limit };
+            if let Some(channel) = channel {
+                let listen = format!("LISTEN {channel}");
+                session.client.batch_execute(&listen).await.map_err(|error| classify(&error).before_request())?;
+            }
+            Ok(session)
+        };
+        in_time(limit, connect).await.map_err(BackplaneError::before_request)
+    }
+}
+
+/// Returns TLS settings that trust the certificate authorities of the machine.
+fn default_tls() -> Answer<ClientConfig> {
+    let mut roots = RootCertStore::empty();
+    roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let config = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
+    let config = config.map_err(|error| BackplaneError::rejected(error.to_string()))?;
+    Ok(config.with_root_certificates(roots).with_no_client_auth())
+}
+
+/// Spawns the task that drives a connection until it ends, or until its client is dropped.
+fn drive<T>(mut connection: Connection<Socket, T>) -> watch::Receiver<Notifications>
+where
+    T: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static,
+{
+    let (sender, receiver) = watch::channel(Notifications::default());
+    tokio::spawn(async move {
+        loop {
+            match poll_fn(|context| connection.poll_message(context)).await {
+                Some(Ok(AsyncMessage::Notification(notification))) => {
+                    sender.send_modify(|counts| match notification.payload() {
+                        "control" => counts.control += 1,
+                        _ => counts.log += 1,
+                    });
+                }
+                Some(Ok(_)) => {}
+                Some(Err(_)) | None => return,
+            }
+        }
+    });
+    receiver
+}
+
+impl Session {
+    /// Checks that the database has the schema and the settings that the adapter needs.
+    pub(super) async fn check(&self) -> Answer<()> {
+        let sql = "SELECT tower_sse.version(), current_setting('default_transaction_isolation'), \
+                   current_setting('server_encoding'), current_setting('synchronous_commit'), current_setting('fsync')";
+        let row = self.one(sql, &[]).await.map_err(BackplaneError::before_request)?;
+        let version: Option<i32> = get(&row, 0)?;
+        let [isolation, encoding, commit, fsync]: [String; 4] =
+            [get(&row, 1)?, get(&row, 2)?, get(&row, 3)?, get(&row, 4)?];
+        if version.is_none_or(|version| version < VERSION) {
+            let text = format!("the schema `tower_sse` is too old: version {VERSION} is needed. Apply the migrations");
+            return Err(BackplaneError::rejected(text));
+        }
+        if isolation != "read committed" {
+            let text = "the role needs `default_transaction_isolation = 'read committed'`";
+            return Err(BackplaneError::rejected(text));
+        }
+        if encoding != "UTF8" {
+            return Err(BackplaneError::rejected("the database needs the encoding UTF8"));
+        }
+        if commit == "off" || fsync == "off" {
+            tracing::warn!(name: "sse.log.not_durable",
+                synchronous_commit = commit, fsync,
+                "a crash of the Postgres server may lose acknowledged events"
+            );
+        }
+        Ok(())
+    }
+
+    /// Runs a statement, and returns its rows.
+    pub(super) async fn rows(&self, sql: &str, parameters: &[Parameter<'_>]) -> Result<Vec<Row>, Failure> {
+        match tokio::time::timeout(self.limit, self.client.query_typed(sql, parameters)).await {
+            Ok(Ok(rows)) => Ok(rows),
+            Ok(Err(error)) => Err(Failure { is_fatal: is_fatal(&error), error: classify(&error) }),
+            Err(_) => Err(Failure { is_fatal: true, error: BackplaneError::unknown("no answer in time") }),
+        }
+    }
+
+    /// Runs a statement that returns one row.
+    pub(super) async fn one(&self, sql: &str, parameters: &[Parameter<'_>]) -> Answer<Row> {
+        let mut rows = self.rows(sql, parameters).await.map_err(|failure| failure.error)?;
+        rows.pop().ok_or_else(|| BackplaneError::rejected("the server returned no row"))
+    }
+}
+
+/// A request that failed.
+pub(super) struct Failure {
+    pub(super) error: BackplaneError,
+    /// Whether to replace the connection.
+    pub(super) is_fatal: bool,
+}
+
+/// Returns a column of a row.
+pub(super) fn get<'r, T: tokio_postgres::types::FromSql<'r>>(row: &'r Row, column: usize) -> Answer<T> {
+    row.try_get(column).map_err(|error| BackplaneError::rejected(format!("unexpected answer: {error}")))
+}
+
+/// Waits until `poll` is due or a notification arrives.
+pub(super) async fn notified(notifications: &mut watch::Receiver<Notifications>, poll: Duration) {
+    // An error means that the connection has ended. The next request then returns its error.
+    let changed = async {
+        if notifications.changed().await.is_err() {
+            poll_fn(|_| Poll::<()>::Pending).await;
+        }
+    };
+    let _ = tokio::time::timeout(poll, changed).await;
+}

@@ -1,0 +1,73 @@
+//! The schema, as versioned SQL files.
+
+use std::time::Duration;
+
+use tokio_postgres::types::Type;
+
+use super::super::{Answer, BackplaneError};
+use super::connection::Session;
+use super::errors::classify;
+
+/// A file of SQL that creates or changes the schema `tower_sse`, from
+/// [`Postgres::migrations`](super::Postgres::migrations).
+#[derive(Clone, Copy, Debug)]
+#[non_exhaustive]
+pub struct Migration {
+    /// The version of the schema after this migration, from 1 on.
+    pub version: i32,
+    /// The name of the file, for example `001_log.sql`.
+    pub name: &'static str,
+    /// The statements. Run them in one transaction.
+    pub sql: &'static str,
+}
+
+/// All migrations, in the order of their versions.
+pub(super) const MIGRATIONS: &[Migration] = &[
+    Migration { version: 1, name: "001_log.sql", sql: include_str!("migrations/001_log.sql") },
+    Migration { version: 2, name: "002_publish.sql", sql: include_str!("migrations/002_publish.sql") },
+    Migration { version: 3, name: "003_control.sql", sql: include_str!("migrations/003_control.sql") },
+    Migration { version: 4, name: "004_journals.sql", sql: include_str!("migrations/004_journals.sql") },
+    Migration { version: 5, name: "005_upkeep.sql", sql: include_str!("migrations/005_upkeep.sql") },
+];
+
+/// The version of the schema that the adapter needs.
+pub(super) const VERSION: i32 = 5;
+
+/// The time limit of a migration. It may have to wait for another process that migrates.
+const LIMIT: Duration = Duration::from_secs(60);
+
+/// Applies the migrations that the database does not have yet. Each is one transaction.
+pub(super) async fn migrate(session: &Session) -> Answer<()> {
+    let work = async {
+        for migration in MIGRATIONS {
+            apply(session, migration).await.map_err(|error| {
+                let BackplaneError { kind, text } = classify(&error);
+                BackplaneError { kind, text: format!("{}: {text}", migration.name).into() }
+            })?;
+        }
+        Ok(())
+    };
+    tokio::time::timeout(LIMIT, work)
+        .await
+        .unwrap_or_else(|_| Err(BackplaneError::unknown("the migration takes too long")))
+}
+
+async fn apply(session: &Session, migration: &Migration) -> Result<(), tokio_postgres::Error> {
+    let client = &session.client;
+    client.batch_execute("BEGIN; SELECT pg_advisory_xact_lock(hashtextextended('tower_sse migrations', 0))").await?;
+    // The lock comes first: another process may have applied the migration in the meantime.
+    let exists = client.query_typed_one("SELECT to_regclass('tower_sse.migrations') IS NOT NULL", &[]).await?;
+    let is_applied = exists.try_get(0)?
+        && client
+            .query_typed_one(
+                "SELECT EXISTS (SELECT FROM tower_sse.migrations WHERE version = $1)",
+                &[(&migration.version, Type::INT4)],
+            )
+            .await?
+            .try_get(0)?;
+    if !is_applied {
+        client.batch_execute(migration.sql).await?;
+        tracing::info!(name: "sse.log.migrated", migration = migration.name, "applied a migration of the schema tower_sse");
+    }
+    client.batch_execute("COMMIT").await
+}

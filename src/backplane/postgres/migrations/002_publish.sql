@@ -1,0 +1,123 @@
+-- Publishing in a transaction of the application, in any language.
+--
+-- Both functions insert one row into `inbox`. They take no lock and no number, and send no
+-- notification, so they delay no other transaction. The event is published when the transaction
+-- commits, and never if it is rolled back.
+
+-- Publishes a record that `Target::prepare` of the crate, or another program, has encoded and
+-- checked. `docs/broker.md` of the crate specifies records. `sets` and `removes` are the ids of the
+-- current values that the record sets and removes.
+--
+-- With `wake`, the instances are notified at the commit. Without it, they find the record within
+-- their poll interval, or when a program calls `tower_sse.sequence` after the commit.
+-- Notifications of concurrent transactions wait for each other, so use `wake` for rare events only.
+-- A transaction with `wake` cannot be prepared for two-phase commit.
+CREATE FUNCTION tower_sse.publish_record(
+  ns text, record bytea, sets text[] DEFAULT NULL, removes text[] DEFAULT NULL,
+  idempotency_key text DEFAULT NULL, wake boolean DEFAULT false
+) RETURNS void
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+  IF octet_length(record) > 33554432 THEN
+    RAISE EXCEPTION 'the record has more than 32 MiB' USING ERRCODE = 'program_limit_exceeded';
+  END IF;
+  -- The expression gives the transaction its id before the row gets a number.
+  INSERT INTO tower_sse.inbox (xact, ns, payload, sets, removes, idempotency_key)
+    VALUES (pg_current_xact_id(), ns, record, sets, removes, idempotency_key);
+  IF wake THEN
+    PERFORM pg_notify(tower_sse.channel(ns), 'inbox');
+  END IF;
+END $$;
+
+-- Fails unless a name follows the rules of the crate: 1 to 255 bytes without control characters.
+CREATE FUNCTION tower_sse.check_name(kind text, name text) RETURNS void
+LANGUAGE plpgsql IMMUTABLE AS $$
+BEGIN
+  IF name IS NULL OR name = '' THEN
+    RAISE EXCEPTION 'invalid %: the name is empty', kind USING ERRCODE = 'invalid_parameter_value';
+  ELSIF octet_length(name) > 255 THEN
+    RAISE EXCEPTION 'invalid %: the name has more than 255 bytes', kind USING ERRCODE = 'invalid_parameter_value';
+  ELSIF name ~ '[\u0001-\u001f\u007f-\u009f]' THEN
+    RAISE EXCEPTION 'invalid %: the name has a control character', kind USING ERRCODE = 'invalid_parameter_value';
+  END IF;
+END $$;
+
+-- Publishes an event to topics, users or everyone, in the transaction of the caller.
+--
+--   SELECT tower_sse.publish('shop', topic => 'orders/7', event => 'order.paid', data => '{"id":7}');
+--
+-- - `topic` and `topics`, and `"user"` and `users`, add up. Each connection receives one copy.
+-- - `key` makes the event the current value of this key. Use it only for targets that the instances
+--   keep with `Retention::latest_per_key`. `remove` removes the value.
+-- - `scope` is the scope of all targets.
+-- - `max_bytes` is `max_payload` of the instances.
+-- - `wake`: see `publish_record`.
+CREATE FUNCTION tower_sse.publish(
+  ns text, data text DEFAULT '', event text DEFAULT NULL,
+  topic text DEFAULT NULL, topics text[] DEFAULT '{}', "user" text DEFAULT NULL, users text[] DEFAULT '{}',
+  everyone boolean DEFAULT false, scope text DEFAULT NULL, key text DEFAULT NULL, remove boolean DEFAULT false,
+  retry_ms bigint DEFAULT NULL, idempotency_key text DEFAULT NULL, wake boolean DEFAULT false,
+  max_bytes integer DEFAULT 524288
+) RETURNS void
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+#variable_conflict use_variable
+DECLARE
+  all_topics text[] := ARRAY(SELECT DISTINCT t FROM unnest(array_append(topics, topic)) t WHERE t IS NOT NULL ORDER BY t);
+  all_users text[] := ARRAY(SELECT DISTINCT u FROM unnest(array_append(users, "user")) u WHERE u IS NOT NULL ORDER BY u);
+  targets text;
+  record text;
+  ids text[];
+BEGIN
+  IF cardinality(all_topics) + cardinality(all_users) + everyone::integer NOT BETWEEN 1 AND 128 THEN
+    RAISE EXCEPTION 'an event needs 1 to 128 targets' USING ERRCODE = 'invalid_parameter_value';
+  END IF;
+  PERFORM tower_sse.check_name('topic', t) FROM unnest(all_topics) t;
+  PERFORM tower_sse.check_name('user', u) FROM unnest(all_users) u;
+  IF scope IS NOT NULL THEN
+    PERFORM tower_sse.check_name('scope', scope);
+  END IF;
+  IF key IS NOT NULL THEN
+    PERFORM tower_sse.check_name('key', key);
+  ELSIF remove THEN
+    RAISE EXCEPTION 'a removal needs a key' USING ERRCODE = 'invalid_parameter_value';
+  END IF;
+  IF octet_length(event) > 128 OR event IN ('open', 'error') OR event LIKE 'hub.%'
+    OR event ~ '[\u0001-\u001f\u007f-\u009f\u202a-\u202e\u2066-\u2069]'
+  THEN
+    RAISE EXCEPTION 'invalid event name' USING ERRCODE = 'invalid_parameter_value';
+  END IF;
+  IF retry_ms < 0 THEN
+    RAISE EXCEPTION 'retry_ms is negative' USING ERRCODE = 'invalid_parameter_value';
+  END IF;
+  IF octet_length(data) + coalesce(octet_length(event), 0) > max_bytes THEN
+    RAISE EXCEPTION 'the event has more than % bytes', max_bytes USING ERRCODE = 'program_limit_exceeded';
+  END IF;
+  targets := concat_ws(',',
+    '"topics":' || nullif(to_json(all_topics)::text, '[]'),
+    '"users":' || nullif(to_json(all_users)::text, '[]'),
+    CASE WHEN everyone THEN '"everyone":true' END);
+  IF scope IS NOT NULL THEN
+    targets := '"scoped":{"scope":' || to_json(scope) || ',' || targets || '}';
+  END IF;
+  record := '{"v":1,"id":"' || left(replace(gen_random_uuid()::text, '-', ''), 16)
+    || '","at":' || (extract(epoch FROM clock_timestamp()) * 1000)::bigint || ',"to":{' || targets || '}'
+    || coalesce(',"event":' || to_json(nullif(event, ''))::text, '')
+    || ',"data":' || to_json(coalesce(data, ''))::text
+    || coalesce(',"key":' || to_json(key)::text, '')
+    || CASE WHEN remove THEN ',"remove":true' ELSE '' END
+    || coalesce(',"retry_ms":' || retry_ms, '') || '}';
+  IF key IS NOT NULL THEN
+    ids := ARRAY(
+      SELECT '[' || to_json(a.kind) || ',' || to_json(a.name) || ',' || to_json(key) || coalesce(',' || to_json(scope)::text, '') || ']'
+      FROM (
+        SELECT 'topic' AS kind, t AS name FROM unnest(all_topics) t
+        UNION ALL SELECT 'user', u FROM unnest(all_users) u
+        UNION ALL SELECT 'everyone', '' WHERE everyone
+      ) a);
+  END IF;
+  PERFORM tower_sse.publish_record(ns, convert_to(record, 'UTF8'),
+    CASE WHEN NOT remove THEN ids END, CASE WHEN remove THEN ids END,
+    CASE WHEN scope IS NULL THEN idempotency_key ELSE e'\u0001' || scope || e'\u0001' || idempotency_key END, wake);
+END $$;
+
+INSERT INTO tower_sse.migrations (version) VALUES (2);
