@@ -40,9 +40,11 @@ impl PgBouncer {
         let port = port::free_port();
         let (users, file, log) = (folder.join("users"), folder.join("ini"), folder.join("log"));
         std::fs::write(&users, "\"postgres\" \"\"\n\"owner\" \"\"\n\"hub\" \"\"\n").unwrap();
+        // By default, the pooler answers with an error for 15 s after it could not reach the server.
         let lines = format!(
             "[databases]\n* = host=127.0.0.1 port={}\n[pgbouncer]\nlisten_addr = 127.0.0.1\nlisten_port = {port}\n\
-             unix_socket_dir =\npidfile = {}\nauth_type = trust\nauth_file = {}\n{settings}",
+             unix_socket_dir =\npidfile = {}\nauth_type = trust\nauth_file = {}\n\
+             server_login_retry = 0.1\n{settings}",
             server.port,
             folder.join("pid").display(),
             users.display()
