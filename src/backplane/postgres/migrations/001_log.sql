@@ -32,7 +32,7 @@ CREATE TABLE tower_sse.inbox (
   xact xid8 NOT NULL,
   id bigserial NOT NULL,
   at timestamptz NOT NULL DEFAULT clock_timestamp(),
-  payload bytea NOT NULL,
+  payload bytea NOT NULL CHECK (octet_length(payload) <= 33554432),
   -- The ids of the current values that the record sets and removes.
   sets text[],
   removes text[],
@@ -82,7 +82,7 @@ $$;
 
 -- The channel of NOTIFY for a namespace. Instances listen there.
 CREATE FUNCTION tower_sse.channel(ns text) RETURNS text
-LANGUAGE sql IMMUTABLE AS $$
+LANGUAGE sql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $$
   SELECT 'tower_sse_' || left(encode(sha256(convert_to(ns, 'UTF8')), 'hex'), 32)
 $$;
 
@@ -362,16 +362,17 @@ LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET enab
 #variable_conflict use_variable
 DECLARE
   seen pg_snapshot;
-  has_some boolean;
   state record;
   result record;
 BEGIN
   -- Without the lock, and without a write: most calls find nothing.
-  SELECT l.moved INTO seen FROM tower_sse.log l WHERE l.ns = ns ORDER BY l.number DESC LIMIT 1;
-  SELECT EXISTS (SELECT FROM tower_sse.inbox i WHERE i.ns = ns AND i.xact >= coalesce(pg_snapshot_xmax(seen), '0'::xid8))
-    OR EXISTS (SELECT FROM tower_sse.inbox i WHERE i.ns = ns AND i.xact = ANY (ARRAY(SELECT pg_snapshot_xip(seen))))
-    INTO has_some;
-  IF NOT has_some OR NOT pg_try_advisory_xact_lock(tower_sse.lock_key('log', ns)) THEN
+  IF EXISTS (SELECT FROM tower_sse.head h, pg_control_system() c WHERE h.ns = ns AND h.system = c.system_identifier) THEN
+    SELECT l.moved INTO seen FROM tower_sse.log l WHERE l.ns = ns ORDER BY l.number DESC LIMIT 1;
+  END IF;
+  IF NOT EXISTS (SELECT FROM tower_sse.inbox i WHERE i.ns = ns AND i.xact >= coalesce(pg_snapshot_xmax(seen), '0'::xid8))
+    AND NOT EXISTS (SELECT FROM tower_sse.inbox i WHERE i.ns = ns AND i.xact = ANY (ARRAY(SELECT pg_snapshot_xip(seen))))
+    OR NOT pg_try_advisory_xact_lock(tower_sse.lock_key('log', ns))
+  THEN
     RETURN false;
   END IF;
   state := tower_sse.locked_state(ns, (random() * 9223372036854775000)::bigint, '{}', '{}', 0, 0, '');
