@@ -28,7 +28,7 @@ use tokio::time::{Instant, sleep, sleep_until};
 use tower_sse::backplane::sealed::Sealed;
 use tower_sse::backplane::{
     Backplane, BackplaneError, ControlMessage, ControlStream, CurrentValue, LogPosition, LogState, Memory, NewRecord,
-    Seen, Stored,
+    Range, ReadLimit, Seen, Stored,
 };
 use tower_sse::{Cursor, Disconnect, Hub, Subscriber, SubscriberItem, Subscription, TopicFilter};
 
@@ -86,7 +86,7 @@ impl Backplane for Heard {
         self.log.state(seen)
     }
 
-    fn range(&self, after: u64, limit: usize) -> BoxFuture<'_, Result<Vec<Stored>, BackplaneError>> {
+    fn range(&self, after: u64, limit: ReadLimit) -> BoxFuture<'_, Result<Range, BackplaneError>> {
         self.log.range(after, limit)
     }
 

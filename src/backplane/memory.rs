@@ -3,6 +3,7 @@
 use std::collections::hash_map::HashMap;
 use std::collections::vec_deque::VecDeque;
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use bytes::Bytes;
 use futures::future::{BoxFuture, FutureExt, ready};
@@ -16,7 +17,7 @@ use super::memory_journals::MemoryJournals;
 use super::sealed::Sealed;
 use super::{
     Answer, Backplane, BackplaneError, ControlMessage, ControlStream, CurrentValue, LogPosition, LogState, NewRecord,
-    Seen, Stored,
+    Range, ReadLimit, Seen, Stored,
 };
 use crate::macros::opaque_debug;
 use crate::sync::Mutex;
@@ -77,8 +78,8 @@ pub(super) struct Log {
 
 /// The maximum number of retained records.
 const MAX_RECORDS: usize = 65_536;
-/// The maximum number of records in one batch of a tail.
-const BATCH: usize = 512;
+/// The limit of one batch of a tail.
+const BATCH: ReadLimit = ReadLimit::records(512);
 /// The maximum time for which a value is stored. It keeps the end of the time representable.
 const LONGEST_DEPOSIT: Duration = Duration::from_secs(366 * 24 * 3600);
 /// The time for which an idempotency key is remembered.
@@ -141,7 +142,7 @@ impl Log {
         }
         self.last += 1;
         let position = LogPosition { epoch: self.epoch, sequence: self.last };
-        let stored = Stored { sequence: self.last, payload: record.payload };
+        let stored = Stored::new(self.last, record.payload).at(SystemTime::now());
         for value in record.values {
             if value.removes {
                 self.values.remove(&value.id);
@@ -167,9 +168,9 @@ impl Log {
         self.keys.retain(|(_, key)| self.by_key.contains_key(key));
     }
 
-    fn after(&self, after: u64, limit: usize) -> Vec<Stored> {
+    fn after(&self, after: u64, limit: ReadLimit) -> Vec<Stored> {
         let start = self.records.partition_point(|record| record.sequence <= after);
-        self.records.range(start..).take(limit).cloned().collect()
+        limit.take(self.records.range(start..).cloned())
     }
 }
 
@@ -189,8 +190,8 @@ impl Backplane for Memory {
         ready(Ok(self.shared.log.lock().state(seen))).boxed()
     }
 
-    fn range(&self, after: u64, limit: usize) -> BoxFuture<'_, Answer<Vec<Stored>>> {
-        ready(Ok(self.shared.log.lock().after(after, limit))).boxed()
+    fn range(&self, after: u64, limit: ReadLimit) -> BoxFuture<'_, Answer<Range>> {
+        ready(Ok(Range::Records(self.shared.log.lock().after(after, limit)))).boxed()
     }
 
     fn tail(&self, after: u64) -> BoxStream<'static, Answer<Vec<Stored>>> {

@@ -4,7 +4,7 @@
 use std::collections::btree_set::BTreeSet;
 
 use super::memory::Memory;
-use super::{Answer, JournalPage, Stored};
+use super::{JournalPage, ReadLimit, Stored};
 
 impl Memory {
     /// Returns a separate log with a copy of all data.
@@ -65,12 +65,12 @@ impl Memory {
         self.shared.log.lock().last
     }
 
-    /// Returns the records after `after`, at most `limit`, without these numbers.
-    pub(crate) fn range_without(&self, hidden: &BTreeSet<u64>, after: u64, limit: usize) -> Answer<Vec<Stored>> {
+    /// Returns the records after `after`, up to `limit`, without these numbers.
+    pub(crate) fn range_without(&self, hidden: &BTreeSet<u64>, after: u64, limit: ReadLimit) -> Vec<Stored> {
         let log = self.shared.log.lock();
         let start = log.records.partition_point(|record| record.sequence <= after);
         let visible = log.records.range(start..).filter(|record| !hidden.contains(&record.sequence));
-        Ok(visible.take(limit).cloned().collect())
+        limit.take(visible.cloned())
     }
 
     fn wake_streams(&self) {

@@ -59,6 +59,7 @@ mod nats;
 mod per_runtime;
 #[cfg(feature = "postgres")]
 mod postgres;
+mod range;
 #[cfg(feature = "redis")]
 mod redis;
 #[cfg(any(feature = "nats", feature = "postgres", feature = "redis"))]
@@ -67,7 +68,7 @@ mod secret_key;
 use std::error::Error;
 use std::fmt;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use futures::StreamExt;
@@ -83,6 +84,7 @@ pub use memory::Memory;
 pub use nats::Nats;
 #[cfg(feature = "postgres")]
 pub use postgres::{Migration, Postgres};
+pub use range::{Range, ReadLimit};
 #[cfg(feature = "redis")]
 pub use redis::Redis;
 
@@ -97,15 +99,16 @@ pub(crate) type Answer<T> = Result<T, BackplaneError>;
 ///
 /// ```
 /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
-/// use tower_sse::backplane::{Backplane, Memory, NewRecord};
+/// use tower_sse::backplane::{Backplane, Memory, NewRecord, Range, ReadLimit};
 ///
 /// let log = Memory::new();
 /// let results = log.append(vec![NewRecord::new("Bridge closed".into())], None).await;
 /// for result in results {
 ///     assert_eq!(result?.sequence, 1);
 /// }
-/// let records = log.range(0, 100).await?;
-/// assert_eq!(records[0].payload, "Bridge closed");
+/// if let Range::Records(records) = log.range(0, ReadLimit::records(100)).await? {
+///     assert_eq!(records[0].payload, "Bridge closed");
+/// }
 /// # Ok(()) }
 /// ```
 pub trait Backplane: Journals {
@@ -133,8 +136,9 @@ pub trait Backplane: Journals {
 
     /// Returns the records with numbers above `after`, in order, starting with the oldest.
     ///
-    /// Returns at most `limit` records. An adapter may return fewer records for any reason, for
-    /// example because records are large.
+    /// Returns at most as many records and bytes as `limit` has, and at least one record if there
+    /// is one, even if this record exceeds the bytes. An adapter may return fewer records for any
+    /// reason.
     ///
     /// The response may be out of date: a replica that is behind omits records that the log has. So
     /// an empty response, or a response that begins above `after + 1`, does not prove a loss. Only
@@ -142,7 +146,10 @@ pub trait Backplane: Journals {
     /// tries to read missing records again. If they are still missing after
     /// [`publish_timeout`](crate::HubBuilder::publish_timeout), the hub reports them as lost, so
     /// that one deleted record does not stop an instance.
-    fn range(&self, after: u64, limit: usize) -> BoxFuture<'_, Result<Vec<Stored>, BackplaneError>>;
+    ///
+    /// An adapter that knows that the response would be out of date returns [`Range::NotYet`]. Then
+    /// the hub does not report records as lost.
+    fn range(&self, after: u64, limit: ReadLimit) -> BoxFuture<'_, Result<Range, BackplaneError>>;
 
     /// Streams the records with numbers above `after`: first the stored records, then new records
     /// as they are appended.
@@ -319,7 +326,7 @@ macro_rules! pointers {
                 (**self).state(seen)
             }
 
-            fn range(&self, after: u64, limit: usize) -> BoxFuture<'_, Result<Vec<Stored>, BackplaneError>> {
+            fn range(&self, after: u64, limit: ReadLimit) -> BoxFuture<'_, Result<Range, BackplaneError>> {
                 (**self).range(after, limit)
             }
 
@@ -483,20 +490,50 @@ pub struct LogState {
 ///
 /// ```
 /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
-/// use tower_sse::backplane::{Backplane, Memory, NewRecord, Stored};
+/// use tower_sse::backplane::{Backplane, Memory, NewRecord, Range, ReadLimit, Stored};
 ///
 /// let log = Memory::new();
 /// log.append(vec![NewRecord::new("Bridge closed".into())], None).await;
-/// assert_eq!(log.range(0, 1).await?, [Stored { sequence: 1, payload: "Bridge closed".into() }]);
+/// let Range::Records(records) = log.range(0, ReadLimit::records(1)).await? else { return Ok(()) };
+/// let stored: &Stored = &records[0];
+/// assert_eq!((stored.sequence, &stored.payload[..]), (1, &b"Bridge closed"[..]));
+/// assert!(stored.at.is_some());
 /// # Ok(()) }
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
-#[allow(clippy::exhaustive_structs, reason = "adapters make them")]
+#[non_exhaustive]
 pub struct Stored {
     /// The number of the record in the log.
     pub sequence: u64,
     /// The bytes of the record.
     pub payload: Bytes,
+    /// The time at which the log stored the record, by the clock of the broker, or `None` if the
+    /// adapter does not know this time. While an instance starts, the age of a record counts from
+    /// this time. Without it, the age counts from the time that the publisher has written into the
+    /// record, which may be much earlier.
+    pub at: Option<SystemTime>,
+}
+
+impl Stored {
+    /// Creates a record without a time.
+    ///
+    /// ```
+    /// use std::time::SystemTime;
+    /// use tower_sse::backplane::Stored;
+    ///
+    /// let stored = Stored::new(7, "Bridge closed".into()).at(SystemTime::UNIX_EPOCH);
+    /// assert_eq!(stored.at, Some(SystemTime::UNIX_EPOCH));
+    /// ```
+    #[must_use]
+    pub const fn new(sequence: u64, payload: Bytes) -> Self {
+        Self { sequence, payload, at: None }
+    }
+
+    /// Sets the time at which the log stored the record, by the clock of the broker.
+    #[must_use]
+    pub fn at(self, at: impl Into<Option<SystemTime>>) -> Self {
+        Self { at: at.into(), ..self }
+    }
 }
 
 /// A current value: its id and the newest record that set it.

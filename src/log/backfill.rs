@@ -12,8 +12,6 @@ use super::store::Record;
 use super::time::Millis;
 use crate::types::{Address, Audience};
 
-/// The size of a block in bytes. A block ends after the record with which it exceeds this size.
-const BLOCK_BYTES: usize = 1 << 20;
 /// The number of bytes that each address of a record takes: an entry in a table that may be new.
 const ADDRESS_OVERHEAD: usize = 100;
 /// The number of bytes that a block without records takes.
@@ -45,7 +43,7 @@ pub(crate) type Read = Result<Entry, Option<Box<Audience>>>;
 impl Block {
     /// Builds a block from the records of an epoch after the sequence `after`, in order and each
     /// with its sequence. Records that are missing at the start count as no longer available. The
-    /// block ends before any later missing record, or when it is large enough.
+    /// block ends before any later missing record.
     ///
     /// If the iterator has no record after `after`, all records up to and including `known` count
     /// as no longer available. `known` is the newest number of this log before the shared log was
@@ -72,9 +70,6 @@ impl Block {
             let number = epoch.number(sequence);
             if number <= block.upto {
                 continue;
-            }
-            if block.bytes > BLOCK_BYTES {
-                break;
             }
             if number > block.upto + 1 {
                 if block.upto > start {
@@ -109,11 +104,6 @@ impl Block {
             block.trimmed_through = block.upto;
         }
         block
-    }
-
-    /// Returns whether the block exceeds [`BLOCK_BYTES`].
-    pub(crate) fn is_large(&self) -> bool {
-        self.bytes > BLOCK_BYTES
     }
 
     /// Returns whether the block covers the number `number + 1` of the epoch that begins at `base`.

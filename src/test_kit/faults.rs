@@ -67,7 +67,7 @@ pub enum Operation {
 ///
 /// | Fault | Delivery |
 /// |---|---|
-/// | `Unavailable`, `Rejected` | the stream ends with this error, and the next stream delivers again |
+/// | `Unavailable`, `Rejected`, `NotYet` | the stream ends with this error, and the next stream delivers again |
 /// | `LoseRequest`, `LoseAnswer`, `LoseEffect`, `Late` | the stream leaves the batch or the message out, and continues |
 /// | `Duplicate` | the stream yields the batch or the message twice |
 /// | `Delay`, `HoldRequest`, `HoldAnswer` | the delivery, and the ones after it, wait |
@@ -77,6 +77,10 @@ pub enum Fault {
     /// The request fails without an effect, and the caller knows that: the broker cannot be
     /// reached.
     Unavailable,
+    /// The server answers a range with [`Range::NotYet`](crate::backplane::Range::NotYet), as a
+    /// replica that is known to be behind. Other operations have no such answer, and fail as with
+    /// `Unavailable`.
+    NotYet,
     /// The broker rejects the request, for example because the request is too large.
     Rejected,
     /// The request is lost. It has no effect, and the caller receives an

@@ -14,13 +14,13 @@ use super::faults::{Both, Call, Fault, Faults, Operation};
 use crate::backplane::sealed::Sealed;
 use crate::backplane::{
     Answer, Backplane, BackplaneError, Begun, ControlMessage, ControlStream, CurrentValue, JournalAppend, JournalId,
-    JournalPage, Journals, LogPosition, LogState, Memory, NewRecord, Seen, Stored,
+    JournalPage, Journals, LogPosition, LogState, Memory, NewRecord, Range, ReadLimit, Seen, Stored,
 };
 use crate::macros::opaque_debug;
 use crate::sync::Mutex;
 
-/// The maximum number of records in one batch of a tail.
-const BATCH: usize = 512;
+/// The limit of one batch of a tail.
+const BATCH: ReadLimit = ReadLimit::records(512);
 
 /// A shared log in the memory of this process, whose faults a test scripts. Clones are the same
 /// log.
@@ -179,7 +179,7 @@ impl FaultyLog {
         self.shared.changes.send_replace(());
     }
 
-    fn visible(&self, after: u64, limit: usize) -> Answer<Vec<Stored>> {
+    fn visible(&self, after: u64, limit: ReadLimit) -> Vec<Stored> {
         self.shared.memory.range_without(&self.shared.hidden.lock(), after, limit)
     }
 }
@@ -209,11 +209,22 @@ impl LogConnection {
         call: Call<'_>,
         effect: impl for<'a> Fn(&'a FaultyLog) -> BoxFuture<'a, Answer<T>> + Send + Sync + 'static,
     ) -> Answer<T> {
+        self.request_or(call, Err(unavailable()), effect).await
+    }
+
+    /// As [`request`](Self::request). `not_yet` is the answer of a server with the fault `NotYet`.
+    async fn request_or<T: Send + 'static>(
+        &self,
+        call: Call<'_>,
+        not_yet: Answer<T>,
+        effect: impl for<'a> Fn(&'a FaultyLog) -> BoxFuture<'a, Answer<T>> + Send + Sync + 'static,
+    ) -> Answer<T> {
         // A request over a network is never ready at once.
         yield_now().await;
         let answer = match self.both().begin(&call)? {
             None => effect(&self.log).await,
             Some((Fault::Unavailable, _)) => return Err(unavailable()),
+            Some((Fault::NotYet, _)) => return not_yet,
             Some((Fault::Rejected, _)) => return Err(rejected()),
             Some((Fault::LoseRequest, _)) => return Err(BackplaneError::unknown("the test has lost the request")),
             Some((Fault::LoseAnswer, _)) => {
@@ -264,7 +275,7 @@ impl LogConnection {
     async fn deliver(&self, call: Call<'_>) -> Answer<usize> {
         match self.both().begin(&call)? {
             None => {}
-            Some((Fault::Unavailable, _)) => return Err(unavailable()),
+            Some((Fault::Unavailable | Fault::NotYet, _)) => return Err(unavailable()),
             Some((Fault::Rejected, _)) => return Err(rejected()),
             Some((Fault::LoseRequest | Fault::LoseAnswer | Fault::LoseEffect | Fault::Late, _)) => return Ok(0),
             Some((Fault::Duplicate, _)) => return Ok(2),
@@ -320,9 +331,10 @@ impl Backplane for LogConnection {
         self.request(Call::new(Operation::State), move |log| log.shared.memory.state(seen)).boxed()
     }
 
-    fn range(&self, after: u64, limit: usize) -> BoxFuture<'_, Answer<Vec<Stored>>> {
+    fn range(&self, after: u64, limit: ReadLimit) -> BoxFuture<'_, Answer<Range>> {
         let call = Call::new(Operation::Range).after(after);
-        self.request(call, move |log| ready(log.visible(after, limit)).boxed()).boxed()
+        let not_yet = Ok(Range::NotYet);
+        self.request_or(call, not_yet, move |log| ready(Ok(Range::Records(log.visible(after, limit)))).boxed()).boxed()
     }
 
     fn tail(&self, after: u64) -> BoxStream<'static, Answer<Vec<Stored>>> {
@@ -330,7 +342,7 @@ impl Backplane for LogConnection {
         let mut changes = self.log.shared.changes.subscribe();
         let tail = async_stream::try_stream! {
             loop {
-                let batch = this.log.visible(after, BATCH)?;
+                let batch = this.log.visible(after, BATCH);
                 if let Some(newest) = batch.last() {
                     after = newest.sequence;
                     let payloads = batch.iter().map(|stored| &stored.payload);

@@ -2,10 +2,13 @@
 //! further tests are about properties of one broker.
 
 use bytes::Bytes;
-use tower_sse::backplane::{Backplane, Begun, Journals as _, LogLimits, LogPosition, NewRecord, Redis, Value};
+use futures::StreamExt;
+use tower_sse::backplane::{
+    Backplane, Begun, Journals as _, LogLimits, LogPosition, NewRecord, ReadLimit, Redis, Value,
+};
 use tower_sse::test_kit::check_backplane;
 
-use crate::kit::broker::{Broker, for_each_broker};
+use crate::kit::broker::{Broker, for_each_broker, range};
 use crate::kit::soon;
 use crate::redis_server::{FORGETFUL, RedisServer};
 
@@ -34,7 +37,7 @@ for_each_broker!(
 async fn adapter_returns_as_many_records_and_entries_as_fit(broker: impl Broker) {
     let log = broker.log("n");
     append(&log, (0..700).map(|n| record(&n.to_string())).collect(), None).await;
-    let range = soon(log.range(3, 5)).await.unwrap();
+    let range = range(&log, 3, 5).await;
     assert_eq!(range.iter().map(|stored| stored.sequence).collect::<Vec<_>>(), [4, 5, 6, 7, 8]);
 
     let Begun::New(id) = soon(log.begin_journal("answers/7", "entry 0001".into())).await.unwrap() else { panic!() };
@@ -49,6 +52,38 @@ async fn adapter_returns_as_many_records_and_entries_as_fit(broker: impl Broker)
 }
 
 for_each_broker!(adapter_returns_as_many_records_and_entries_as_fit(broker): memory, redis, nats, postgres);
+
+async fn ranges_and_tails_return_the_same_time_of_a_record(broker: impl Broker) {
+    let log = broker.log("n");
+    append(&log, (0..100).map(|n| record(&n.to_string())).collect(), None).await;
+    let records = range(&log, 0, 100).await;
+    assert!(records.iter().all(|stored| stored.at.is_some()));
+    let (mut tail, mut tailed) = (log.tail(0), Vec::new());
+    while tailed.len() < records.len() {
+        tailed.extend(soon(tail.next()).await.unwrap().unwrap());
+    }
+    assert_eq!(tailed, records);
+}
+
+for_each_broker!(ranges_and_tails_return_the_same_time_of_a_record(broker): memory, redis, nats);
+
+/// An entry that another program has added to the stream, and a record that is larger than all
+/// records before it.
+#[tokio::test]
+async fn redis_reads_foreign_entries_as_empty_records_and_no_more_bytes_than_requested() {
+    let Some(server) = RedisServer::start(FORGETFUL) else { return };
+    let log = Redis::new(&server.url(), "n").unwrap();
+    append(&log, vec![record("one")], None).await;
+    server.cli(&["XADD", "tower-sse:{n}:log", "2-0", "other", "field"]);
+    let mut records: Vec<_> = (0..50).map(|_| record("x")).collect();
+    records.push(record(&"y".repeat(100_000)));
+    append(&log, records, None).await;
+    let all = range(&log, 0, 100).await;
+    assert_eq!((all.len(), &all[1].payload[..], all[1].at), (53, &b""[..], None));
+    assert!(all.iter().zip(1..).all(|(stored, sequence)| stored.sequence == sequence));
+    let small = soon(log.range(0, ReadLimit::records(100).bytes(1_000))).await.unwrap().into_records().unwrap();
+    assert_eq!(small.len(), 52);
+}
 
 /// The batch needs more calls of the script than may be pending on a connection, and the server has
 /// not loaded the script yet.
@@ -76,7 +111,7 @@ async fn namespaces_of_a_broker_are_isolated(broker: impl Broker) {
         append(log, vec![record(name), value], None).await;
     }
     for (log, name) in logs.iter().zip(names) {
-        let range = soon(log.range(0, 10)).await.unwrap();
+        let range = range(log, 0, 10).await;
         assert_eq!(range.iter().map(|stored| text(&stored.payload)).collect::<Vec<_>>(), [name, name]);
         let values = soon(log.values()).await.unwrap();
         assert_eq!(values.iter().map(|value| text(&value.record.payload)).collect::<Vec<_>>(), [name]);
@@ -93,7 +128,7 @@ async fn redis_trims_by_length_and_by_age_and_reports_its_first_record() {
     let state = soon(log.state(None)).await.unwrap();
     assert_eq!(state.last, 5_000);
     assert!((3_000..=4_001).contains(&state.first), "{state:?}");
-    assert_eq!(soon(log.range(0, 1)).await.unwrap()[0].sequence, state.first);
+    assert_eq!(range(&log, 0, 1).await[0].sequence, state.first);
 
     let log = Redis::new(&server.url(), "age")
         .unwrap()

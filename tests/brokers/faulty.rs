@@ -13,7 +13,7 @@ use futures::{FutureExt, StreamExt};
 use tower_sse::backplane::sealed::Sealed;
 use tower_sse::backplane::{
     Backplane, BackplaneError, Begun, ControlMessage, ControlStream, CurrentValue, JournalAppend, JournalId,
-    JournalPage, Journals, LogPosition, LogState, Memory, NewRecord, Seen, Stored,
+    JournalPage, Journals, LogPosition, LogState, Memory, NewRecord, Range, ReadLimit, Seen, Stored,
 };
 
 #[derive(Clone)]
@@ -137,11 +137,12 @@ impl Backplane for Faulty {
         .boxed()
     }
 
-    fn range(&self, after: u64, limit: usize) -> BoxFuture<'_, Result<Vec<Stored>, BackplaneError>> {
+    fn range(&self, after: u64, limit: ReadLimit) -> BoxFuture<'_, Result<Range, BackplaneError>> {
         async move {
             self.pass().await?;
             // Fewer records than `limit` do not mean that the log ends there.
-            self.inner.range(after, limit.min(1 + self.below(64) as usize)).await
+            let records = limit.records.min(1 + self.below(64) as usize);
+            self.inner.range(after, ReadLimit::records(records).bytes(limit.bytes)).await
         }
         .boxed()
     }

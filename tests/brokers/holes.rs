@@ -3,20 +3,22 @@
 
 use std::time::Duration;
 
-use tower_sse::backplane::Backplane;
-use tower_sse::test_kit::{FaultyLog, Operation};
+use tower_sse::backplane::{Backplane, Memory, NewRecord, Value};
+use tower_sse::test_kit::{Fault, FaultyLog, Operation};
 use tower_sse::{
-    Cursor, Event, Hub, HubBuilder, Position, Retention, Subscriber, SubscriberItem, Subscription, TopicFilter,
+    Cursor, Event, Hub, HubBuilder, Position, Retention, Start, Subscriber, SubscriberItem, Subscription, TopicFilter,
 };
 
 use crate::kit::{soon, until};
 use crate::redis_server::{FORGETFUL, RedisServer};
 
+const PUBLISH_TIMEOUT: Duration = Duration::from_secs(2);
+
 fn builder() -> HubBuilder {
     Hub::builder()
         .topic_retention(Retention::replay().count(8))
         .probe_interval(Duration::from_millis(100))
-        .publish_timeout(Duration::from_secs(2))
+        .publish_timeout(PUBLISH_TIMEOUT)
 }
 
 async fn start(log: impl Backplane) -> Hub {
@@ -141,6 +143,85 @@ async fn late_records_are_no_gap_for_a_reconnecting_client() {
     }
 }
 
+/// The server that answers is behind for longer than the publish timeout. It knows that, or it
+/// answers without the records.
+#[tokio::test(start_paused = true)]
+async fn records_count_as_lost_only_if_the_server_does_not_know_that_it_is_behind() {
+    for knows in [true, false] {
+        let log = FaultyLog::new();
+        let (near, cut_off) = (log.connect(), log.connect());
+        let (near, far) = (start(near).await, start(cut_off.clone()).await);
+        let mut page = open(&far, Cursor::Absent);
+        publish(&near, 0..3).await;
+        read_to(&mut page, "2").await;
+        cut_off.faults().cut();
+        publish(&near, 3..8).await;
+        cut_off.faults().heal();
+        if knows {
+            // The comparison of the records that were applied reads after another number.
+            cut_off.faults().every_if(Operation::Range, Fault::NotYet, |call| call.after == Some(3));
+        } else {
+            log.hide([4, 5, 6, 7]);
+        }
+        tokio::time::sleep(5 * PUBLISH_TIMEOUT).await;
+        assert_eq!(far.is_ready(), !knows);
+        cut_off.faults().heal();
+        log.show_all();
+        let (events, gaps) = read_to(&mut page, "7").await;
+        let expected = if knows { (texts(3..8), 0) } else { (texts(7..8), 1) };
+        assert_eq!((events, gaps.len()), expected, "{gaps:?}");
+    }
+}
+
+/// As above, for a client that needs records which are older than those in memory.
+#[tokio::test(start_paused = true)]
+async fn a_block_counts_as_lost_only_if_the_server_does_not_know_that_it_is_behind() {
+    for knows in [true, false] {
+        let log = FaultyLog::new();
+        let hub = start(log.connect()).await;
+        let begin = hub.position();
+        publish(&hub, 0..100).await;
+        until(|| number(hub.position()) == 100).await;
+        if knows {
+            log.faults().every(Operation::Range, Fault::NotYet);
+        } else {
+            log.hide(1..=50);
+        }
+        let mut page = open(&hub, begin);
+        let heals = async {
+            tokio::time::sleep(5 * PUBLISH_TIMEOUT).await;
+            log.faults().heal();
+        };
+        let ((events, gaps), ()) = futures::join!(read_to(&mut page, "99"), heals);
+        assert_eq!((events.len(), gaps.len()), if knows { (100, 0) } else { (50, 1) }, "{gaps:?}");
+    }
+}
+
+/// A read that the server cannot answer for a moment is repeated, without an interruption of the
+/// streams.
+#[tokio::test(start_paused = true)]
+async fn a_server_that_is_behind_for_a_moment_does_not_interrupt_the_instance() {
+    let log = FaultyLog::new();
+    let (near, far) = (start(log.connect()).await, log.connect());
+    let hub = start(far.clone()).await;
+    let mut page = open(&hub, Cursor::Absent);
+    far.faults().next(Operation::DeliverRecords, Fault::LoseAnswer);
+    for _ in 0..2 {
+        far.faults().next(Operation::Range, Fault::NotYet);
+    }
+    publish(&near, 0..1).await;
+    publish(&near, 1..2).await;
+    let mut items = Vec::new();
+    while items.len() < 2 {
+        match soon(page.next()).await.unwrap() {
+            SubscriberItem::Event(event) => items.push(event.data),
+            SubscriberItem::Live(_) => {}
+            other => panic!("{other:?}"),
+        }
+    }
+    assert_eq!((items, far.faults().calls(Operation::Range)), (texts(0..2), 3));
+}
+
 /// The missing record is in the middle of the log.
 #[tokio::test]
 async fn a_record_that_a_broker_never_delivers_is_one_gap() {
@@ -197,6 +278,27 @@ async fn a_client_far_ahead_of_an_instance_that_is_cut_off_gets_no_gap() {
     let mut page = hub.subscribe(Subscription::anonymous().topic("t"), cursor).unwrap();
     publish(&hub, 8..9).await;
     assert_eq!(read_to(&mut page, "8").await.1, ["ahead"]);
+}
+
+/// A record that was prepared in a long transaction is stored when the transaction is committed.
+#[tokio::test]
+async fn age_of_a_record_that_was_prepared_long_before_counts_from_the_time_at_which_it_was_stored() {
+    let log = Memory::new();
+    let record = |topic: &str| {
+        let record = format!(r#"{{"v":1,"at":1000,"to":{{"topics":["{topic}"]}},"data":"old","key":"k"}}"#);
+        NewRecord::new(record.into())
+    };
+    let mut value = record("latest/a");
+    value.values = vec![Value::new(r#"["topic","latest/a","k"]"#, false)];
+    log.append(vec![record("t"), value], None).await;
+    let latest = Retention::latest_per_key().age(Duration::from_secs(60));
+    let builder = builder().retention_for(TopicFilter::prefix("latest/"), latest);
+    let hub = builder.backplane(log).build().unwrap();
+    until(|| hub.is_ready()).await;
+    let subscription = Subscription::anonymous().topic("t").topic("latest/a").start(Start::Oldest);
+    let mut page = hub.subscribe(subscription, Cursor::Absent).unwrap();
+    publish(&hub, 0..1).await;
+    assert_eq!(read_to(&mut page, "0").await.0, ["old", "old", "0"]);
 }
 
 /// The age of a value counts from its publication, not from the time at which an instance read it.

@@ -12,11 +12,11 @@ use futures::{FutureExt, StreamExt};
 use nkeys::KeyPair;
 use serde_json::{Value as Json, json};
 use tower_sse::backplane::{
-    Backplane, BackplaneError, Begun, ControlStream, Journals as _, LogPosition, Nats, NewRecord, Value,
+    Backplane, BackplaneError, Begun, ControlStream, Journals as _, LogPosition, Nats, NewRecord, ReadLimit, Value,
 };
 use tower_sse::test_kit::check_backplane;
 
-use crate::kit::broker::{Broker, InMemory};
+use crate::kit::broker::{Broker, InMemory, range};
 use crate::kit::certificate::Certificate;
 use crate::kit::{PATIENCE, soon};
 use crate::nats_server::NatsServer;
@@ -196,9 +196,9 @@ pub async fn use_everything(log: &Nats, limit: Duration) -> Vec<BackplaneError> 
         note(result.map(drop));
     }
     if let Ok(state) = state {
-        note(soon(log.range(state.last, 10)).await.map(drop));
+        note(soon(log.range(state.last, ReadLimit::records(10))).await.map(drop));
         // A read that finds no record asks for the next one.
-        note(soon(log.range(state.last + 1_000, 10)).await.map(drop));
+        note(soon(log.range(state.last + 1_000, ReadLimit::records(10))).await.map(drop));
         let next = tokio::time::timeout(limit, log.tail(state.last).next().map(Option::unwrap)).await;
         note(next.unwrap_or_else(late).map(drop));
         // The log begins a new epoch.
@@ -290,7 +290,7 @@ async fn set_up(server: &NatsServer, request: &str, body: &Json) -> Json {
 /// Reads each stream that is read to an end, and a run after its end.
 async fn read_to_the_end(log: &Nats) {
     soon(log.append(vec![record("x")], None)).await.remove(0).unwrap();
-    soon(log.range(0, 10)).await.unwrap();
+    range(log, 0, 10).await;
     soon(log.values()).await.unwrap();
     let Begun::New(id) = soon(log.begin_journal("run", "1".into())).await.unwrap() else { panic!() };
     soon(log.append_journal("run", id, 1, "2".into(), None)).await.unwrap();

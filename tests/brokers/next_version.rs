@@ -13,7 +13,7 @@ use serde_json::{Map, Value, json};
 use tower_sse::backplane::sealed::Sealed;
 use tower_sse::backplane::{
     Backplane, BackplaneError, Begun, ControlMessage, ControlStream, CurrentValue, JournalAppend, JournalId,
-    JournalPage, Journals, LogPosition, LogState, Memory, NewRecord, Seen, Stored,
+    JournalPage, Journals, LogPosition, LogState, Memory, NewRecord, Range, ReadLimit, Seen, Stored,
 };
 
 use crate::control_bytes::{number, section, write_number, write_section};
@@ -144,9 +144,15 @@ impl Backplane for NextVersion {
         self.0.state(seen)
     }
 
-    fn range(&self, after: u64, limit: usize) -> BoxFuture<'_, Result<Vec<Stored>, BackplaneError>> {
+    fn range(&self, after: u64, limit: ReadLimit) -> BoxFuture<'_, Result<Range, BackplaneError>> {
         let records = self.0.range(after, limit);
-        async move { records.await.map(restored) }.boxed()
+        async move {
+            Ok(match records.await? {
+                Range::Records(records) => Range::Records(restored(records)),
+                answer => answer,
+            })
+        }
+        .boxed()
     }
 
     fn tail(&self, after: u64) -> BoxStream<'static, Result<Vec<Stored>, BackplaneError>> {

@@ -11,8 +11,8 @@ use futures::stream::BoxStream;
 use futures::{FutureExt, StreamExt};
 use tower_sse::backplane::sealed::Sealed;
 use tower_sse::backplane::{
-    Backplane, BackplaneError, ControlMessage, ControlStream, CurrentValue, LogPosition, LogState, NewRecord, Seen,
-    Stored,
+    Backplane, BackplaneError, ControlMessage, ControlStream, CurrentValue, LogPosition, LogState, NewRecord, Range,
+    ReadLimit, Seen, Stored,
 };
 
 use crate::pass_journals::pass_journals;
@@ -92,7 +92,7 @@ impl<B: Backplane + Clone> Backplane for Reached<B> {
         .boxed()
     }
 
-    fn range(&self, after: u64, limit: usize) -> BoxFuture<'_, Result<Vec<Stored>, BackplaneError>> {
+    fn range(&self, after: u64, limit: ReadLimit) -> BoxFuture<'_, Result<Range, BackplaneError>> {
         async move {
             self.way.reads.fetch_add(1, Ordering::SeqCst);
             self.reach().await?;

@@ -20,7 +20,7 @@ use tower_sse::{
 };
 
 use crate::faulty::Faulty;
-use crate::kit::broker::{self, BrokerServer, for_each_broker};
+use crate::kit::broker::{self, BrokerServer, for_each_broker, range};
 use crate::kit::{soon, until};
 use crate::ledger::{Epoch, Ledger, Loss, Totals, Written, place};
 use crate::proxy::{Mode, Proxy};
@@ -510,7 +510,7 @@ pub async fn soak<G: TestBroker>(mut broker: G, seed: u64, time: Duration, loss:
 async fn read_log(log: &impl Backplane) -> BTreeMap<u64, u64> {
     let (mut records, mut after) = (BTreeMap::new(), 0);
     loop {
-        let page = soon(log.range(after, 1_000)).await.unwrap();
+        let page = range(log, after, 1_000).await;
         let Some(last) = page.last() else { return records };
         after = last.sequence;
         for stored in page {

@@ -8,11 +8,17 @@ use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::time::Duration;
 
-use tower_sse::backplane::{Backplane, LogLimits, Memory, Nats, Postgres, Redis};
+use tower_sse::backplane::{Backplane, LogLimits, Memory, Nats, Postgres, ReadLimit, Redis, Stored};
 
 use super::nats::NatsServer;
 use super::postgres::PostgresServer;
 use super::redis::{DURABLE, FORGETFUL, RedisServer};
+use super::soon;
+
+/// Returns the records of a log after `after`, at most this number. The server must not be behind.
+pub async fn range(log: &impl Backplane, after: u64, records: usize) -> Vec<Stored> {
+    soon(log.range(after, ReadLimit::records(records))).await.unwrap().into_records().unwrap()
+}
 
 /// Generates a test of one body for each broker. The tests are called `body::memory`, `body::redis`
 /// and `body::nats`, so that a failure names the broker. The test of a broker that is not installed

@@ -13,7 +13,7 @@ use futures::{FutureExt, StreamExt};
 use tower_sse::backplane::sealed::Sealed;
 use tower_sse::backplane::{
     Backplane, BackplaneError, Begun, ControlMessage, ControlStream, CurrentValue, JournalAppend, JournalId,
-    JournalPage, Journals, LogPosition, LogState, Memory, NewRecord, Seen, Stored,
+    JournalPage, Journals, LogPosition, LogState, Memory, NewRecord, Range, ReadLimit, Seen, Stored,
 };
 use tower_sse::test_kit::{Call, Fault, FaultyLog, LogConnection, Operation, check_backplane};
 
@@ -167,6 +167,10 @@ enum Defect {
     CutsSharedValues,
     SkipsNumbersInANewEpoch,
     AddsARecordWithAnAudience,
+    IsAlwaysBehind,
+    ReadsAnySize,
+    OmitsALargeRecord,
+    HasAWrongTime,
 }
 
 /// A record that an adapter adds.
@@ -216,7 +220,14 @@ impl Backplane for Defective {
         if self.has(Defect::RemembersKeysOfAnotherEpoch)
             && let [NewRecord { idempotency_key: Some(_), payload, .. }] = &*records
         {
-            let stored = self.memory.range(0, 1_000).now_or_never().unwrap().unwrap();
+            let stored = self
+                .memory
+                .range(0, ReadLimit::records(1_000))
+                .now_or_never()
+                .unwrap()
+                .unwrap()
+                .into_records()
+                .unwrap();
             let epoch = self.memory.state(None).now_or_never().unwrap().unwrap().epoch;
             if let Some(stored) = stored.iter().find(|stored| stored.payload == *payload) {
                 return ready(vec![Ok(LogPosition { epoch, sequence: stored.sequence })]).boxed();
@@ -238,9 +249,19 @@ impl Backplane for Defective {
         self.memory.state(seen.filter(|_| !self.has(Defect::KeepsItsEpoch)))
     }
 
-    fn range(&self, after: u64, limit: usize) -> BoxFuture<'_, Answer<Vec<Stored>>> {
+    fn range(&self, after: u64, limit: ReadLimit) -> BoxFuture<'_, Answer<Range>> {
         async move {
-            let mut records = self.memory.range(after, limit).await?;
+            if self.has(Defect::IsAlwaysBehind) && after > 0 {
+                return Ok(Range::NotYet);
+            }
+            let bytes = if self.has(Defect::ReadsAnySize) { usize::MAX } else { limit.bytes };
+            let mut records = self.memory.range(after, limit.bytes(bytes)).await?.into_records().unwrap();
+            if self.has(Defect::OmitsALargeRecord) {
+                records.retain(|stored| stored.payload.len() <= limit.bytes);
+            }
+            if self.has(Defect::HasAWrongTime) {
+                records.iter_mut().for_each(|stored| stored.at = stored.at.map(|at| at - Duration::from_secs(3600)));
+            }
             if self.has(Defect::ReadsAnotherOrder) {
                 // The payloads of two records are exchanged.
                 for pair in records.chunks_exact_mut(2) {
@@ -254,7 +275,7 @@ impl Backplane for Defective {
             if self.has(Defect::LeavesRecordsOut) {
                 records.retain(|stored| stored.sequence != 600);
             }
-            Ok(records)
+            Ok(Range::Records(records))
         }
         .boxed()
     }
@@ -418,6 +439,10 @@ async fn each_defect_of_an_adapter_breaks_the_rule_about_it() {
         (Defect::KeepsValuesForAMoment, "a_value_that_is_put_once_expires"),
         (Defect::SkipsNumbersInANewEpoch, "a_log_that_ends_below_the_seen_position_begins_a_new_epoch"),
         (Defect::AddsARecordWithAnAudience, "a_log_that_ends_below_the_seen_position_begins_a_new_epoch"),
+        (Defect::IsAlwaysBehind, "numbers_are_contiguous_and_in_order"),
+        (Defect::ReadsAnySize, "a_range_is_limited_in_bytes_and_has_at_least_one_record"),
+        (Defect::OmitsALargeRecord, "a_range_is_limited_in_bytes_and_has_at_least_one_record"),
+        (Defect::HasAWrongTime, "records_have_the_time_at_which_the_log_stored_them"),
     ] {
         let logs = Logs::<Memory>::default();
         let (rules, failure) =

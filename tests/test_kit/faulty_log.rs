@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use futures::{FutureExt, StreamExt};
 use tokio::time::Instant;
-use tower_sse::backplane::{Backplane, Begun, ControlStream, JournalAppend, Journals, NewRecord, Value};
+use tower_sse::backplane::{Backplane, Begun, ControlStream, JournalAppend, Journals, NewRecord, ReadLimit, Value};
 use tower_sse::test_kit::{Fault, FaultyLog, LogConnection, Operation};
 use tower_sse::{
     Disconnect, EndReason, Event, GapReason, Hub, NextEventError, PublishError, Retention, Subscriber, SubscriberItem,
@@ -422,7 +422,7 @@ async fn a_log_that_is_rolled_back_forgets_the_keys_and_values_of_lost_records()
         tokio::time::sleep(Duration::from_secs(350)).await;
         assert_eq!(soon(connection.append(vec![lost.clone()], None)).await[0].as_ref().unwrap().sequence, 1);
     }
-    assert_eq!(soon(connection.range(0, 10)).await.unwrap().len(), 1);
+    assert_eq!(soon(connection.range(0, ReadLimit::records(10))).await.unwrap().into_records().unwrap().len(), 1);
 }
 
 #[tokio::test(start_paused = true)]

@@ -36,8 +36,9 @@
 //! - If the log ends below a known number, the number of a record that is appended now decides
 //!   (`proof`). Values are deleted only after this proof.
 //! - A stream that is not found is asked for again.
-//! - A reader skips messages that it has read. A read that lacks a message which the leader has, or
-//!   which was acknowledged, is an error.
+//! - A reader skips messages that it has read. The answer to a read of the log that lacks a record
+//!   which the leader has is [`Range::NotYet`]. Other reads that lack a message which the leader
+//!   has, or which was acknowledged, are errors.
 //! - A ticket or a run that is not found is read again after a write to its stream.
 
 mod access;
@@ -73,7 +74,7 @@ use super::limits::LogLimits;
 use super::sealed::Sealed;
 use super::{
     Answer, Backplane, BackplaneError, ControlMessage, ControlStream, CurrentValue, LogPosition, LogState, NewRecord,
-    Seen, Stored,
+    Range, ReadLimit, Seen, Stored,
 };
 use crate::macros::opaque_debug;
 
@@ -301,14 +302,14 @@ impl Backplane for Nats {
         })
     }
 
-    fn range(&self, after: u64, limit: usize) -> BoxFuture<'_, Answer<Vec<Stored>>> {
+    fn range(&self, after: u64, limit: ReadLimit) -> BoxFuture<'_, Answer<Range>> {
         Box::pin(async move {
             let session = self.shared.session(None).await?;
             let (connection, log) = (&session.connection, &self.shared.names.log);
             let messages = Reader::open(connection, log, after, None).await?.rest(limit, BATCH).await?;
-            let mut records: Vec<_> = messages.into_iter().map(|message| message.stored).collect();
+            let mut records = limit.take(messages.into_iter().map(|message| message.stored));
             let first = records.first().map(|stored| stored.sequence);
-            if limit > 0 && first != Some(after + 1) {
+            if limit.records > 0 && first != Some(after + 1) {
                 // The record `after + 1` is missing. It does not exist yet, was removed, or has not
                 // arrived at the replica that answered. Ask the leader of the stream for the next
                 // record that exists.
@@ -322,7 +323,7 @@ impl Backplane for Nats {
                     None => session.is_ahead().await? || connection.oldest_from(log, after + 1).await?.is_some(),
                 };
                 if is_behind {
-                    return Err(BackplaneError::unavailable("the log has records that cannot be read yet"));
+                    return Ok(Range::NotYet);
                 }
             }
             // Return only the records before the first hole. The next call then begins at the hole
@@ -330,7 +331,7 @@ impl Backplane for Nats {
             let contiguous =
                 records.iter().zip(first.unwrap_or(0)..).take_while(|(stored, number)| stored.sequence == *number);
             records.truncate(contiguous.count());
-            Ok(records)
+            Ok(Range::Records(records))
         })
     }
 
@@ -382,7 +383,7 @@ impl Backplane for Nats {
             let (created, mut reader) = control::listen(&session.connection, after).await?;
             loop {
                 for message in reader.next(BATCH, BLOCK).await? {
-                    let Stored { sequence, payload } = message.stored;
+                    let Stored { sequence, payload, .. } = message.stored;
                     yield ControlMessage { mark: format!("{sequence} {created}").into(), message: payload };
                 }
             }

@@ -4,7 +4,7 @@
 //! The client drops messages that overflow the buffer of a subscription. So a reader requests a
 //! batch only after the previous batch has arrived or its request has ended.
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use async_nats::{HeaderMap, StatusCode, Subscriber};
 use bytes::Bytes;
@@ -12,7 +12,7 @@ use futures::{FutureExt, StreamExt};
 use serde_json::json;
 use tokio::time::sleep;
 
-use super::super::{Answer, BackplaneError, Stored};
+use super::super::{Answer, BackplaneError, ReadLimit, Stored};
 use super::connection::Connection;
 use super::denials::Denial;
 
@@ -22,6 +22,9 @@ const INACTIVE: Duration = Duration::from_secs(30);
 /// The number of requests that a reader may repeat before the first answer. In a cluster, the
 /// server of the connection may hear of the new consumer a moment after the consumer was created.
 const REPEATS: u32 = 25;
+/// The maximum number of messages of the first request of a read with a limit of bytes, because the
+/// sizes of the messages are unknown.
+const FIRST_REQUEST: usize = 64;
 /// The pause before a repeated request.
 const PAUSE: Duration = Duration::from_millis(20);
 
@@ -159,28 +162,37 @@ impl Reader {
             }
         }
         self.requested = self.requested.saturating_sub(1);
-        let (sequence, pending) = message
+        let Numbers { sequence, stored_at, pending } = message
             .reply
             .as_deref()
             .and_then(numbers)
             .ok_or_else(|| BackplaneError::rejected("the server sent a message without its number"))?;
-        let stored = Stored { sequence, payload: message.payload };
+        let stored = Stored::new(sequence, message.payload).at(stored_at);
         Ok(Some(Message { stored, headers: message.headers.unwrap_or_default(), pending }))
     }
 
-    /// Reads as many messages as the reader had to read at the time of opening, at most `limit`,
-    /// and then deletes the consumer. Returns fewer messages if the stream has no more. Each
-    /// request is for at most `batch` messages.
-    pub(super) async fn rest(mut self, limit: usize, batch: usize) -> Answer<Vec<Message>> {
-        let count = usize::try_from(self.waiting).unwrap_or(usize::MAX).min(limit);
-        let mut all = Vec::new();
-        while all.len() < count {
-            let messages = self.next((count - all.len()).min(batch), self.connection.limits.timeout).await?;
+    /// Reads as many messages as the reader had to read at the time of opening, and then deletes
+    /// the consumer. Stops when the messages reach `limit`, so the last ones may exceed its bytes.
+    /// Returns fewer messages if the stream has no more. Each request is for at most `batch`
+    /// messages.
+    pub(super) async fn rest(mut self, limit: ReadLimit, batch: usize) -> Answer<Vec<Message>> {
+        let count = usize::try_from(self.waiting).unwrap_or(usize::MAX).min(limit.records);
+        let (mut all, mut bytes) = (Vec::new(), 0);
+        while all.len() < count && (all.is_empty() || bytes < limit.bytes) {
+            // The server limits the number of messages of a request. So request about as many as
+            // fit, by the sizes of the messages so far.
+            let fitting = match bytes {
+                0 => FIRST_REQUEST,
+                _ => (limit.bytes - bytes).saturating_mul(all.len()) / bytes + 1,
+            };
+            let request = (count - all.len()).min(batch).min(fitting);
+            let messages = self.next(request, self.connection.limits.timeout).await?;
             // Either the answer is late, or the messages were removed meanwhile. The hub tries
             // again after this error.
             let newest = messages.last().ok_or_else(|| BackplaneError::unknown("no message arrived in time"))?;
             // The end comes before `count` is reached if messages were removed meanwhile.
             let is_end = newest.pending == 0;
+            bytes += messages.iter().map(|message| message.stored.payload.len()).sum::<usize>();
             all.extend(messages);
             if is_end {
                 break;
@@ -197,26 +209,42 @@ impl Reader {
     }
 }
 
-/// Returns the number of a message in its stream, and the number of messages that the consumer has
-/// after this message.
-///
-/// Both numbers are part of the reply subject:
+/// What the reply subject of a message contains.
+#[derive(Debug, PartialEq, Eq)]
+struct Numbers {
+    /// The number of the message in its stream.
+    sequence: u64,
+    /// The time at which the stream stored the message.
+    stored_at: Option<SystemTime>,
+    /// The number of messages that the consumer has after this message.
+    pending: u64,
+}
+
+/// Reads the reply subject of a message:
 /// `$JS.ACK.stream.consumer.delivered.sequence.consumer_sequence.time.pending`. Newer servers add a
-/// domain and an account before the stream, and more tokens at the end.
-fn numbers(reply: &str) -> Option<(u64, u64)> {
+/// domain and an account before the stream, and more tokens at the end. The time is in nanoseconds
+/// of Unix time.
+fn numbers(reply: &str) -> Option<Numbers> {
     let tokens: Vec<&str> = reply.strip_prefix("$JS.ACK.")?.split('.').collect();
     let skip = if tokens.len() > 7 { 2 } else { 0 };
-    Some((tokens.get(skip + 3)?.parse().ok()?, tokens.get(skip + 6)?.parse().ok()?))
+    let number = |at: usize| tokens.get(skip + at)?.parse().ok();
+    let stored_at = number(5).and_then(|nanos| SystemTime::UNIX_EPOCH.checked_add(Duration::from_nanos(nanos)));
+    Some(Numbers { sequence: number(3)?, stored_at, pending: number(6)? })
 }
 
 #[cfg(test)]
 mod tests {
-    use super::numbers;
+    use super::{Duration, Numbers, SystemTime, numbers};
 
     #[test]
     fn numbers_are_read_from_reply_subjects_of_old_and_new_servers() {
-        assert_eq!(numbers("$JS.ACK.L.c1.1.42.3.1795555351779268083.7"), Some((42, 7)));
-        assert_eq!(numbers("$JS.ACK._.hash.L.c1.1.42.3.1795555351779268083.7.rest"), Some((42, 7)));
+        let time = Duration::from_nanos(1_795_555_351_779_268_083);
+        let stored_at = SystemTime::UNIX_EPOCH.checked_add(time);
+        for reply in
+            ["$JS.ACK.L.c1.1.42.3.1795555351779268083.7", "$JS.ACK._.hash.L.c1.1.42.3.1795555351779268083.7.rest"]
+        {
+            assert_eq!(numbers(reply), Some(Numbers { sequence: 42, stored_at, pending: 7 }), "{reply}");
+        }
         assert_eq!(numbers("$JS.ACK.L"), None);
         assert_eq!(numbers("_INBOX.x"), None);
     }

@@ -14,7 +14,7 @@ use std::collections::hash_map::HashMap;
 use async_nats::HeaderMap;
 use serde_json::json;
 
-use super::super::{Answer, BackplaneError, CurrentValue, Stored};
+use super::super::{Answer, BackplaneError, CurrentValue, ReadLimit, Stored};
 use super::connection::Connection;
 use super::names::read_values;
 use super::reader::{Message, Reader};
@@ -23,6 +23,7 @@ use super::reader::{Message, Reader};
 /// the log. Newer servers append more fields.
 const SOURCE: &str = "Nats-Stream-Source";
 const BATCH: usize = 512;
+const ALL: ReadLimit = ReadLimit::records(usize::MAX);
 
 /// Returns the number that a copied message has in the log, or `None` if the message was not
 /// copied.
@@ -46,7 +47,7 @@ pub(super) async fn end(connection: &Connection) -> Answer<u64> {
 pub(super) async fn read(connection: &Connection) -> Answer<Vec<CurrentValue>> {
     let names = &connection.names;
     let newest_copy = newest(connection, &names.values, ">").await?;
-    let copy = Reader::open(connection, &names.values, 0, None).await?.rest(usize::MAX, BATCH).await?;
+    let copy = Reader::open(connection, &names.values, 0, None).await?.rest(ALL, BATCH).await?;
     check_end(&copy, newest_copy)?;
     let mut current = HashMap::new();
     let mut copied = 0;
@@ -55,11 +56,12 @@ pub(super) async fn read(connection: &Connection) -> Answer<Vec<CurrentValue>> {
             BackplaneError::rejected("the stream of values has a message that was not copied from the log")
         })?;
         copied = copied.max(sequence);
-        apply(&mut current, &message.headers, &Stored { sequence, ..message.stored });
+        // The server stored the copy later than the record.
+        apply(&mut current, &message.headers, &Stored::new(sequence, message.stored.payload));
     }
     let newest_record = newest(connection, &names.log, &names.keyed()).await?;
     let log = Reader::open(connection, &names.log, copied, Some(&names.keyed())).await?;
-    let log = log.rest(usize::MAX, BATCH).await?;
+    let log = log.rest(ALL, BATCH).await?;
     if newest_record > copied {
         check_end(&log, newest_record)?;
     }

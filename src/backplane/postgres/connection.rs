@@ -185,7 +185,8 @@ impl Session {
     /// Checks that the database has the schema and the settings that the adapter needs.
     pub(super) async fn check(&self) -> Answer<()> {
         let sql = "SELECT tower_sse.version(), current_setting('default_transaction_isolation'), \
-                   current_setting('server_encoding'), current_setting('synchronous_commit'), current_setting('fsync')";
+                   current_setting('server_encoding'), current_setting('synchronous_commit'), current_setting('fsync'), \
+                   pg_is_in_recovery()";
         let row = self.one(sql, &[]).await.map_err(BackplaneError::before_request)?;
         let version: Option<i32> = get(&row, 0)?;
         let [isolation, encoding, commit, fsync]: [String; 4] =
@@ -193,6 +194,10 @@ impl Session {
         if version.is_none_or(|version| version < VERSION) {
             let text = format!("the schema `tower_sse` is too old: version {VERSION} is needed. Apply the migrations");
             return Err(BackplaneError::rejected(text));
+        }
+        if get(&row, 5)? {
+            // A URL with several hosts may lead to the primary at the next attempt.
+            return Err(BackplaneError::unavailable("the server is a standby"));
         }
         if isolation != "read committed" {
             let text = "the role needs `default_transaction_isolation = 'read committed'`";

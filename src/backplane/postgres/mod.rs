@@ -40,7 +40,7 @@ use super::limits::LogLimits;
 use super::sealed::Sealed;
 use super::{
     Answer, Backplane, BackplaneError, ControlMessage, ControlStream, CurrentValue, LogPosition, LogState, NewRecord,
-    Seen, Stored,
+    Range, ReadLimit, Seen, Stored,
 };
 use crate::macros::opaque_debug;
 
@@ -329,7 +329,7 @@ impl Backplane for Postgres {
         })
     }
 
-    fn range(&self, after: u64, limit: usize) -> BoxFuture<'_, Answer<Vec<Stored>>> {
+    fn range(&self, after: u64, limit: ReadLimit) -> BoxFuture<'_, Answer<Range>> {
         Box::pin(read::range(&self.shared, after, limit))
     }
 

@@ -1,9 +1,11 @@
 //! Reads records and current values.
 
+use std::time::{Duration, UNIX_EPOCH};
+
 use tokio_postgres::Row;
 use tokio_postgres::types::Type;
 
-use super::super::{Answer, CurrentValue, Stored};
+use super::super::{Answer, CurrentValue, Range, ReadLimit, Stored};
 use super::connection::{Parameter, Session, get};
 use super::server::{Shared, number};
 
@@ -22,30 +24,34 @@ pub(super) async fn records(session: &Session, namespace: &str, after: i64) -> A
     rows.iter().map(stored).collect()
 }
 
-/// Reads at most `limit` records above `after`.
-pub(super) async fn range(shared: &Shared, after: u64, limit: usize) -> Answer<Vec<Stored>> {
-    let [after, limit] = [after, limit as u64].map(|number| i64::try_from(number).unwrap_or(i64::MAX));
-    let parameters: [Parameter<'_>; 4] = [
-        (&shared.settings.namespace, Type::TEXT),
-        (&after, Type::INT8),
-        (&limit, Type::INT8),
-        (&MAX_BYTES, Type::INT8),
-    ];
+/// Reads the records above `after` within the limit.
+pub(super) async fn range(shared: &Shared, after: u64, limit: ReadLimit) -> Answer<Range> {
+    let [after, records, bytes] = [after, limit.records as u64, limit.bytes as u64].map(at_most_max);
+    let parameters: [Parameter<'_>; 4] =
+        [(&shared.settings.namespace, Type::TEXT), (&after, Type::INT8), (&records, Type::INT8), (&bytes, Type::INT8)];
     let rows = shared.rows(&shared.bulk, RANGE, &parameters).await?;
-    rows.iter().map(stored).collect()
+    rows.iter().map(stored).collect::<Answer<Vec<_>>>().map(Range::Records)
 }
 
+fn at_most_max(number: u64) -> i64 {
+    i64::try_from(number).unwrap_or(i64::MAX)
+}
+
+/// Returns the record of a row with the columns `number`, `at_ms` and `payload`.
 fn stored(row: &Row) -> Answer<Stored> {
-    Ok(Stored { sequence: number(get(row, 0)?)?, payload: get::<Vec<u8>>(row, 2)?.into() })
+    record(row, 0)
+}
+
+/// As [`stored`], for a row whose column `number` is at `first`.
+fn record(row: &Row, first: usize) -> Answer<Stored> {
+    let at = UNIX_EPOCH + Duration::from_millis(number(get(row, first + 1)?)?);
+    Ok(Stored::new(number(get(row, first)?)?, get::<Vec<u8>>(row, first + 2)?.into()).at(at))
 }
 
 /// Reads all current values.
 pub(super) async fn values(shared: &Shared) -> Answer<Vec<CurrentValue>> {
-    let sql = "SELECT id, number, payload FROM tower_sse.current_values($1)";
+    let sql = "SELECT id, number, at_ms, payload FROM tower_sse.current_values($1)";
     let rows = shared.rows(&shared.bulk, sql, &[(&shared.settings.namespace, Type::TEXT)]).await?;
-    let value = |row: &Row| {
-        let record = Stored { sequence: number(get(row, 1)?)?, payload: get::<Vec<u8>>(row, 2)?.into() };
-        Ok(CurrentValue { id: get::<String>(row, 0)?.into(), record })
-    };
+    let value = |row: &Row| Ok(CurrentValue { id: get::<String>(row, 0)?.into(), record: record(row, 1)? });
     rows.iter().map(value).collect()
 }

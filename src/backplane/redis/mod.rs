@@ -3,7 +3,8 @@
 //!
 //! One script appends records. It compares the log with the position that the caller has seen,
 //! numbers the records from the last id of the stream, writes the current values to a hash and
-//! trims the stream. All keys of a log have the same hash tag.
+//! trims the stream. Another script reads records up to a number of bytes. All keys of a log have
+//! the same hash tag.
 //!
 //! 1. The adapter replaces a connection that broke, or on which an answer is overdue ([`server`]).
 //! 2. Each stream of [`tail`](Backplane::tail) and [`listen`](Backplane::listen) has its own
@@ -31,17 +32,16 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use futures::future::BoxFuture;
 use futures::stream::{BoxStream, TryStreamExt};
-use redis::streams::StreamRangeReply;
 use redis::{Client, Cmd, ConnectionAddr, ConnectionInfo, IntoConnectionInfo};
 
 use self::server::{Shared, parse_epoch};
-use self::stream::{Batch, From, id_of, read, stored};
+use self::stream::{Batch, Entry, From, id_of, read, record, stored};
 use self::topology::{Cluster, Sentinels, Topology};
 use super::limits::LogLimits;
 use super::sealed::Sealed;
 use super::{
     Answer, Backplane, BackplaneError, ControlMessage, ControlStream, CurrentValue, LogPosition, LogState, NewRecord,
-    Seen, Stored,
+    Range, ReadLimit, Seen, Stored,
 };
 use crate::macros::opaque_debug;
 
@@ -354,15 +354,16 @@ impl Backplane for Redis {
         })
     }
 
-    fn range(&self, after: u64, limit: usize) -> BoxFuture<'_, Answer<Vec<Stored>>> {
+    fn range(&self, after: u64, limit: ReadLimit) -> BoxFuture<'_, Answer<Range>> {
         Box::pin(async move {
-            let log = &self.shared.keys.log;
+            let Shared { range, keys, .. } = &*self.shared;
             let read = async |mut connection, page: usize| {
-                let range = Cmd::xrange_count(log, format!("({after}-0"), "+", page.min(limit));
-                range.query_async::<StreamRangeReply>(&mut connection).await
+                let mut call = range.prepare_invoke();
+                call.key(&keys.log).arg(after).arg(limit.records.min(page)).arg(limit.bytes);
+                call.invoke_async::<Vec<Entry>>(&mut connection).await
             };
-            let reply = self.shared.read_pages(read).await?;
-            Ok(reply.ids.iter().filter_map(stored).collect())
+            let entries = self.shared.read_pages(read).await?;
+            Ok(Range::Records(entries.into_iter().filter_map(record).collect()))
         })
     }
 

@@ -55,5 +55,5 @@ pub(super) async fn scan(
 fn record(value: Vec<u8>) -> Option<Stored> {
     let colon = value.iter().position(|&byte| byte == b':')?;
     let sequence = std::str::from_utf8(&value[..colon]).ok()?.parse().ok()?;
-    Some(Stored { sequence, payload: Bytes::from(value).slice(colon + 1..) })
+    Some(Stored::new(sequence, Bytes::from(value).slice(colon + 1..)))
 }

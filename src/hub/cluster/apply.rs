@@ -3,7 +3,7 @@
 //!
 //! 1. Before a record is applied, missing records before it are read. A missing record counts as
 //!    lost if the shared log no longer retains it, or if it is still missing after the publish
-//!    timeout.
+//!    timeout. The answer [`Range::NotYet`] does not count: the hub reads again.
 //! 2. A record must follow the rules of the publish API. The hub skips an invalid record, and
 //!    reports a gap to its audience. If the audience cannot be decoded, the hub reports the gap to
 //!    all streams.
@@ -14,14 +14,15 @@
 //! 4. When a new epoch begins, or when missing records count as lost, the hub also reads all
 //!    current values again.
 
-#[cfg(feature = "metrics")]
+#[cfg(any(test, feature = "metrics"))]
 use std::time::Duration;
+use std::time::SystemTime;
 
 use super::peek::{Peeked, peek};
 use super::presence_records;
 use super::record::{self, Decoded, Parsed};
 use super::shared_log::{SharedLog, check_sequence};
-use crate::backplane::{Answer, BackplaneError, CurrentValue, LogState, Stored, in_time};
+use crate::backplane::{Answer, BackplaneError, CurrentValue, LogState, Range, ReadLimit, Stored, in_time};
 use crate::hub::Hub;
 use crate::hub::tasks::back_off::BackOff;
 use crate::hub::tasks::workers::wake_rest;
@@ -29,8 +30,8 @@ use crate::log::{Effect, Entry, Millis, Undecoded};
 use crate::sync::Ordering;
 use crate::types::{Address, Audience, Epoch};
 
-/// The maximum number of records in one read of the log.
-const BATCH: usize = 1024;
+/// The limit of one read of the log.
+const BATCH: ReadLimit = ReadLimit::records(1024).bytes(1 << 20);
 /// The number of attempts to read a missing record before the instance reconnects.
 const ATTEMPTS: u32 = 3;
 
@@ -42,9 +43,12 @@ pub(super) enum Age {
     New,
     /// As [`New`](Self::New), for a record that this instance reads again.
     Backfilled,
-    /// The age counts from the time of publishing, if the record contains it. Used while this
-    /// instance starts, and for current values.
-    AsPublished,
+    /// The age counts from the time at which the log stored the record, by the clock of the broker.
+    /// If the adapter does not know this time, the age counts from the time of publishing, if the
+    /// record contains it. That may be much earlier: a record that was prepared in a transaction is
+    /// stored when the transaction is committed. Used while this instance starts, and for current
+    /// values.
+    AsStored,
 }
 
 /// The content of the log after a number.
@@ -70,7 +74,8 @@ impl Hub {
         };
         for (first, count) in spans {
             let limit = self.settings().publish_timeout;
-            let found = in_time(limit, shared.backplane.range(first - 1, count)).await?;
+            let found = in_time(limit, shared.backplane.range(first - 1, ReadLimit::records(count))).await?;
+            let found = found.into_records().ok_or_else(not_yet)?;
             let known = shared.history.known.lock();
             if found.iter().any(|stored| known.differs(stored)) {
                 return Ok(true);
@@ -84,8 +89,11 @@ impl Hub {
     pub(super) async fn read_after(&self, shared: &SharedLog, last: u64) -> Answer<Next> {
         let next = last + 1;
         let mut back_off = BackOff::new();
+        let mut is_not_yet = false;
         for attempt in 0..ATTEMPTS {
-            let mut batch = shared.backplane.range(last, BATCH).await?;
+            let answer = shared.backplane.range(last, BATCH).await?;
+            is_not_yet = answer == Range::NotYet;
+            let mut batch = answer.into_records().unwrap_or_default();
             batch.retain(|stored| stored.sequence > last);
             if batch.first().is_some_and(|stored| stored.sequence == next) {
                 shared.history.found(next);
@@ -102,7 +110,7 @@ impl Hub {
             }
             let upto = batch.first().map_or(state.last, |stored| stored.sequence - 1);
             check_sequence(upto)?;
-            if upto >= next && shared.history.missing_for(next) >= self.settings().publish_timeout {
+            if !is_not_yet && upto >= next && shared.history.missing_for(next) >= self.settings().publish_timeout {
                 tracing::warn!(name: "sse.log.records_lost",
                     first = next,
                     last = upto,
@@ -114,6 +122,9 @@ impl Hub {
             if attempt + 1 < ATTEMPTS {
                 back_off.wait().await;
             }
+        }
+        if is_not_yet {
+            return Err(not_yet());
         }
         Err(BackplaneError::unknown(format!("the log has record {next} but does not return it")))
     }
@@ -158,7 +169,7 @@ impl Hub {
     /// which the id of the value belongs, because other addresses of the record may have a newer
     /// value. Returns `None` if the value is invalid.
     fn read_value(&self, current: &CurrentValue) -> Option<(u64, Entry)> {
-        let Entry { audience, effect, draft, published } = self.read(&current.record.payload, Age::AsPublished).ok()?;
+        let Entry { audience, effect, draft, published } = self.read(&current.record, Age::AsStored).ok()?;
         let Effect::Sets(key) = &effect else { return None };
         let address = audience.addresses().iter().find(|address| record::value_id(address, key) == *current.id)?;
         let mut narrowed = Audience::from(address.clone());
@@ -215,8 +226,8 @@ impl Hub {
             return;
         }
         let read = match record::parse(&stored.payload) {
-            Ok(parsed) if self.apply_outline(&parsed, stored.sequence, age, now) => Ok(None),
-            Ok(parsed) => self.decode(parsed, age, now).map(Some),
+            Ok(parsed) if self.apply_outline(&parsed, stored, age, now) => Ok(None),
+            Ok(parsed) => self.decode(parsed, stored.at, age, now).map(Some),
             Err(audience) => Err(audience),
         };
         match read {
@@ -236,7 +247,7 @@ impl Hub {
     /// As [`apply_outline`](Self::apply_outline), for a record whose audience can be read without parsing its JSON.
     fn apply_outline_unparsed(&self, stored: &Stored, age: Age, now: Millis) -> bool {
         let Some(Peeked { to, published_at, size }) = peek(&stored.payload) else { return false };
-        let undecoded = undecoded(Some(published_at), size, age, now);
+        let undecoded = undecoded(since(stored.at, Some(published_at), age, now), size);
         let is_applied = self.log().outline_for(stored.sequence, to, undecoded, now);
         if is_applied {
             self.note_delay(Some(published_at), age);
@@ -265,7 +276,7 @@ impl Hub {
 
     /// Applies a record without its event, if this instance has no listeners for the record.
     /// Returns whether the record was applied.
-    fn apply_outline(&self, parsed: &Parsed<'_>, sequence: u64, age: Age, now: Millis) -> bool {
+    fn apply_outline(&self, parsed: &Parsed<'_>, stored: &Stored, age: Age, now: Millis) -> bool {
         let is_here = |address: &Address| match address {
             Address::Connection(id, _) => self.registry().find(*id).is_some(),
             Address::Topic(_) | Address::User(_) | Address::Everyone(_) | Address::EveryScope => false,
@@ -276,35 +287,73 @@ impl Hub {
         if parsed.audience.addresses().iter().any(is_here) {
             return false;
         }
-        let undecoded = undecoded(parsed.published_at, parsed.size(), age, now);
-        self.log().outline(sequence, &parsed.audience, undecoded, now)
+        let undecoded = undecoded(since(stored.at, parsed.published_at, age, now), parsed.size());
+        self.log().outline(stored.sequence, &parsed.audience, undecoded, now)
     }
 
     /// Decodes a record, and validates it by the rules of the publish API. The error is the
     /// audience of an invalid record, or `None` if the audience cannot be decoded.
-    pub(super) fn read(&self, payload: &[u8], age: Age) -> Result<Entry, Option<Box<Audience>>> {
-        self.decode(record::parse(payload)?, age, self.now())
+    pub(super) fn read(&self, stored: &Stored, age: Age) -> Result<Entry, Option<Box<Audience>>> {
+        self.decode(record::parse(&stored.payload)?, stored.at, age, self.now())
     }
 
     /// Decodes and validates the event of a record. The error is the audience of an invalid record.
-    fn decode(&self, parsed: Parsed<'_>, age: Age, now: Millis) -> Result<Entry, Option<Box<Audience>>> {
+    fn decode(
+        &self,
+        parsed: Parsed<'_>,
+        stored_at: Option<SystemTime>,
+        age: Age,
+        now: Millis,
+    ) -> Result<Entry, Option<Box<Audience>>> {
         let Decoded { audience, event, published_at } = parsed.decode()?;
         let entry = if presence_records::is_presence(&event) {
             presence_records::entry(audience, &event).map_err(Some)?
         } else {
             Entry::new(audience, &event, &self.settings().framing).map_err(|rejected| Some(Box::new(rejected.0)))?
         };
-        Ok(Entry { published: published(published_at, age, now), ..entry })
+        Ok(Entry { published: since(stored_at, published_at, age, now), ..entry })
     }
 }
 
+/// Returns the error of a read to which the server answers [`Range::NotYet`].
+pub(super) fn not_yet() -> BackplaneError {
+    BackplaneError::unavailable("the server cannot read the log now")
+}
+
 /// Returns the properties of a record that is not decoded.
-fn undecoded(published_at: Option<u64>, size: usize, age: Age, now: Millis) -> Undecoded {
-    Undecoded { published: published(published_at, age, now), bytes: u32::try_from(size).unwrap_or(u32::MAX) }
+fn undecoded(published: Option<Millis>, size: usize) -> Undecoded {
+    Undecoded { published, bytes: u32::try_from(size).unwrap_or(u32::MAX) }
 }
 
 /// Returns the time on this hub's clock from which the age of a record counts, or `None` for now.
-fn published(published_at: Option<u64>, age: Age, now: Millis) -> Option<Millis> {
-    let passed = |at: u64| now.saturating_sub(record::unix_millis().saturating_sub(at));
-    published_at.filter(|_| age == Age::AsPublished).map(passed)
+fn since(stored_at: Option<SystemTime>, published_at: Option<u64>, age: Age, now: Millis) -> Option<Millis> {
+    if age != Age::AsStored {
+        return None;
+    }
+    let at = stored_at.map(record::millis_of).or(published_at)?;
+    Some(now.saturating_sub(record::unix_millis().saturating_sub(at)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn age_counts_from_the_time_of_storing_and_without_it_from_the_time_of_publishing() {
+        const NOW: Millis = 10_000_000;
+        let ago = |seconds: u64| record::unix_millis() - 1_000 * seconds;
+        let stored = |seconds: u64| SystemTime::UNIX_EPOCH.checked_add(Duration::from_millis(ago(seconds)));
+        let seconds = |since: Option<Millis>| since.map(|since| (NOW - since) / 1_000);
+        assert_eq!(seconds(since(stored(10), Some(ago(3_600)), Age::AsStored, NOW)), Some(10));
+        assert_eq!(seconds(since(stored(3_600), Some(ago(10)), Age::AsStored, NOW)), Some(3_600));
+        assert_eq!(seconds(since(stored(10), None, Age::AsStored, NOW)), Some(10));
+        assert_eq!(seconds(since(None, Some(ago(3_600)), Age::AsStored, NOW)), Some(3_600));
+        assert_eq!(since(None, None, Age::AsStored, NOW), None);
+        // By a clock that is ahead.
+        let ahead = SystemTime::now() + Duration::from_secs(60);
+        assert_eq!(since(Some(ahead), None, Age::AsStored, NOW), Some(NOW));
+        for age in [Age::New, Age::Backfilled] {
+            assert_eq!(since(stored(10), Some(ago(3_600)), age, NOW), None);
+        }
+    }
 }

@@ -8,14 +8,15 @@
 //!    blocks of all clients first, and drop blocks before the clients have read them.
 //! 2. A block is kept only if the log is still in the same epoch after the read. If the log has the
 //!    first record of the block and the response does not contain it, the task reads again. The
-//!    task stops reading again when the record has been missing for the publish timeout.
+//!    task stops reading again when the record has been missing for the publish timeout. A response
+//!    of a server that is known to be behind does not count.
 
 use std::sync::{Arc, Weak};
 
 use futures::FutureExt;
 
-use super::apply::Age;
-use super::blocks::Waiting;
+use super::apply::{Age, not_yet};
+use super::blocks::{self, Waiting};
 use super::shared_log::SharedLog;
 use crate::backplane::{Answer, BackplaneError, in_time};
 use crate::hub::tasks::back_off::BackOff;
@@ -30,10 +31,10 @@ impl Hub {
         let after = start.checked_sub(base).ok_or_else(changed)?;
         // `known` is taken before the read, so that a record that is appended during the read does
         // not count as lost.
-        let (known, count) = (self.log().last(), shared.blocks.lock().count);
+        let known = self.log().last();
         let limit = self.settings().publish_timeout;
         let read = async {
-            let records = shared.backplane.range(after, count).await?;
+            let records = shared.backplane.range(after, blocks::LIMIT).await?.into_records().ok_or_else(not_yet)?;
             Ok((records, shared.backplane.state(shared.seen(self.log().epoch())).await?))
         };
         let (records, state) = in_time(limit, read).await?;
@@ -49,7 +50,7 @@ impl Hub {
             return Err(BackplaneError::unknown(format!("the log has record {expected} but does not return it")));
         }
         let records = records.into_iter().map(|stored| {
-            let read = self.read(&stored.payload, Age::Backfilled);
+            let read = self.read(&stored, Age::Backfilled);
             if read.is_err() {
                 self.note_unreadable(shared, stored.sequence, self.now());
             }

@@ -11,17 +11,20 @@ use std::collections::btree_map::BTreeMap;
 use std::collections::hash_map::HashMap;
 use std::sync::{Arc, Weak};
 
+use crate::backplane::ReadLimit;
 use crate::hub::connection::handle::ConnectionHandle;
 use crate::log::Block;
 use crate::types::ConnectionId;
 
 /// The maximum number of records in a block.
 const RECORDS: u64 = 512;
+/// The limit of a read of a block.
+pub(super) const LIMIT: ReadLimit = ReadLimit::records(RECORDS as usize).bytes(1 << 20);
 /// The maximum total size of the kept blocks in bytes. The newest block is kept even if it is
 /// larger.
 const ROOM: usize = 16 << 20;
 
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct Blocks {
     /// The kept blocks, by the number after which each begins.
     kept: BTreeMap<u64, Kept>,
@@ -30,18 +33,9 @@ pub(super) struct Blocks {
     clock: u64,
     /// The connections that wait for a block, by the number after which it begins.
     wanted: BTreeMap<u64, Waiting>,
-    /// The maximum number of records to read for the next block. It is below [`RECORDS`] after a
-    /// large block.
-    pub(super) count: usize,
 }
 
 pub(super) type Waiting = HashMap<ConnectionId, Weak<ConnectionHandle>>;
-
-impl Default for Blocks {
-    fn default() -> Self {
-        Self { kept: BTreeMap::new(), bytes: 0, clock: 0, wanted: BTreeMap::new(), count: RECORDS as usize }
-    }
-}
 
 #[derive(Debug)]
 struct Kept {
@@ -117,10 +111,8 @@ impl Blocks {
     }
 
     /// Keeps a block, and drops the least recently used blocks while all blocks together exceed
-    /// [`ROOM`]. Halves the maximum number of records of the next block if this block is large.
-    /// Otherwise doubles it, up to [`RECORDS`].
+    /// [`ROOM`].
     pub(super) fn keep(&mut self, block: Block) {
-        self.count = if block.is_large() { (self.count / 2).max(1) } else { (self.count * 2).min(RECORDS as usize) };
         self.clock += 1;
         self.bytes += block.bytes;
         let kept = Kept { block: Arc::new(block), used: self.clock };

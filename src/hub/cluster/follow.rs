@@ -137,10 +137,10 @@ impl Hub {
         } else if first > shared.last() + 1 {
             self.lose_through(shared, first - 1).await?;
         }
-        // While the hub starts, the age of a record counts from the time of publishing. Later it
-        // counts from now, so that open streams receive the records of an interruption of any
-        // length.
-        let age = if shared.is_loaded() { Age::New } else { Age::AsPublished };
+        // While the hub starts, the age of a record counts from the time at which the log stored
+        // it. Later it counts from now, so that open streams receive the records of an interruption
+        // of any length.
+        let age = if shared.is_loaded() { Age::New } else { Age::AsStored };
         while shared.last() < state.last {
             match self.read_after(shared, shared.last()).await? {
                 Next::Records(batch) => self.apply(shared, batch, age).await?,

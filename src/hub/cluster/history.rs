@@ -6,7 +6,8 @@
 //!    limit, and compares the hashes with the records that the log has then. Hubs write a random id
 //!    into each record, so their records of equal events differ.
 //! 2. A record that is missing in a response may only be late, because a replica may be behind. It
-//!    is lost if the log begins above it, or if it is still missing after the publish timeout.
+//!    is lost if the log begins above it, or if it is still missing after the publish timeout. A
+//!    response of a server that is known to be behind does not count.
 
 use std::collections::btree_map::BTreeMap;
 use std::collections::vec_deque::VecDeque;

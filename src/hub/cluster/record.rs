@@ -48,7 +48,12 @@ impl Stamp {
 
 /// Returns the current time in milliseconds of Unix time.
 pub(crate) fn unix_millis() -> u64 {
-    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    millis_of(SystemTime::now())
+}
+
+/// Returns a time in milliseconds of Unix time.
+pub(crate) fn millis_of(time: SystemTime) -> u64 {
+    let since = time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }
 

@@ -1,6 +1,7 @@
 //! The rules of the log: records, tails, current values, idempotency keys and epochs.
 
 use std::collections::btree_map::BTreeMap;
+use std::time::SystemTime;
 
 use bytes::Bytes;
 use futures::future::try_join_all;
@@ -9,13 +10,13 @@ use tokio::time::{Instant, sleep};
 use super::rule::{
     LIMIT, Logs, Outcome, PAUSE, append, append_one, call, ensure, ensure_eq, is_pending, next, record, text, value,
 };
-use crate::backplane::{Backplane, ControlStream, LogPosition, LogState, Stored};
+use crate::backplane::{Backplane, ControlStream, LogPosition, LogState, Range, ReadLimit, Stored};
 
 pub(super) async fn a_new_log_is_empty(logs: &Logs<'_>) -> Outcome {
     let log = logs.connect();
     let state = call(log.state(None)).await?;
     ensure_eq!((state.first, state.last), (1, 0), "the first and the last number");
-    ensure!(call(log.range(0, 10)).await?.is_empty(), "a range of an empty log has records");
+    ensure!(end(&*log, 0).await?, "a range of an empty log has records");
     ensure!(call(log.values()).await?.is_empty(), "an empty log has current values");
     ensure_eq!(call(log.state(None)).await?, state, "the state of an unchanged log");
     Ok(())
@@ -31,11 +32,11 @@ pub(super) async fn numbers_are_contiguous_and_in_order(logs: &Logs<'_>) -> Outc
     let state = call(log.state(positions.last().copied())).await?;
     ensure_eq!(state, LogState { epoch, first: 1, last: 700 }, "the state after 700 records");
     let expected: Vec<_> = (4..9).map(|n| (n, (n - 1).to_string())).collect();
-    let range = texts(&range(&*log, 3, 5).await?);
+    let range = texts(&range(&*log, 3, ReadLimit::records(5)).await?);
     // An adapter may return fewer records.
     ensure!(expected.starts_with(&range), "expected the range {expected:?}, but found {range:?}");
-    ensure!(call(log.range(700, 5)).await?.is_empty(), "a range after the last record has records");
-    let all = texts(&read(&*log, 0, 700, 64).await?);
+    ensure!(end(&*log, 700).await?, "a range after the last record has records");
+    let all = texts(&read(&*log, 0, 700, ReadLimit::records(64)).await?);
     let expected: Vec<_> = (1..=700).map(|n| (n, (n - 1).to_string())).collect();
     ensure_eq!(all, expected, "the records in pages");
     Ok(())
@@ -71,18 +72,23 @@ pub(super) async fn writers_and_readers_see_the_same_order(logs: &Logs<'_>) -> O
             tailed.extend(texts(&batch));
         }
         ensure_eq!(tailed, written, "the records of a tail");
-        ensure_eq!(texts(&read(&**log, 0, 400, 100).await?), written, "the records of ranges");
+        ensure_eq!(texts(&read(&**log, 0, 400, ReadLimit::records(100)).await?), written, "the records of ranges");
     }
     Ok(())
 }
 
 /// Returns a range that has to have records. The response may be out of date, so the range is read
 /// again until it has records.
-async fn range(log: &dyn Backplane, after: u64, limit: usize) -> Outcome<Vec<Stored>> {
+async fn range(log: &dyn Backplane, after: u64, limit: ReadLimit) -> Outcome<Vec<Stored>> {
     let until = Instant::now() + LIMIT;
     loop {
-        let range = call(log.range(after, limit)).await?;
-        ensure!(range.len() <= limit, "a range of at most {limit} records has {}", range.len());
+        let answer = call(log.range(after, limit)).await?;
+        let Range::Records(range) = answer else {
+            ensure!(Instant::now() < until, "the range after record {after} is not available within {LIMIT:?}");
+            sleep(PAUSE).await;
+            continue;
+        };
+        ensure!(range.len() <= limit.records, "a range of at most {} records has {}", limit.records, range.len());
         if !range.is_empty() {
             return Ok(range);
         }
@@ -91,8 +97,14 @@ async fn range(log: &dyn Backplane, after: u64, limit: usize) -> Outcome<Vec<Sto
     }
 }
 
+/// Returns whether the log has no records after `after`, as far as the server knows.
+async fn end(log: &dyn Backplane, after: u64) -> Outcome<bool> {
+    let answer = call(log.range(after, ReadLimit::records(10))).await?;
+    Ok(answer.into_records().is_none_or(|records| records.is_empty()))
+}
+
 /// Returns this number of records after `after`, in pages of at most `limit`.
-async fn read(log: &dyn Backplane, after: u64, count: usize, limit: usize) -> Outcome<Vec<Stored>> {
+async fn read(log: &dyn Backplane, after: u64, count: usize, limit: ReadLimit) -> Outcome<Vec<Stored>> {
     let (mut all, mut after) = (Vec::new(), after);
     while all.len() < count {
         let page = range(log, after, limit).await?;
@@ -104,6 +116,54 @@ async fn read(log: &dyn Backplane, after: u64, count: usize, limit: usize) -> Ou
 
 fn texts(records: &[Stored]) -> Vec<(u64, String)> {
     records.iter().map(|stored| (stored.sequence, text(&stored.payload))).collect()
+}
+
+/// The bytes are those of the payloads. A record that is larger than the limit is read alone.
+/// Otherwise a reader could never continue after it.
+pub(super) async fn a_range_is_limited_in_bytes_and_has_at_least_one_record(logs: &Logs<'_>) -> Outcome {
+    let log = logs.connect();
+    let sizes = [1, 1_000, 200, 3_000, 1, 1, 70_000, 1, 900, 500, 2_000];
+    append(&*log, sizes.map(|size| record(&"x".repeat(size))).into(), None).await?;
+    for bytes in [0, 1, 1_500, 4_000, 1_000_000] {
+        let limit = ReadLimit::records(sizes.len()).bytes(bytes);
+        let mut after = 0;
+        while after < sizes.len() as u64 {
+            let page = range(&*log, after, limit).await?;
+            let size: usize = page.iter().map(|stored| stored.payload.len()).sum();
+            let count = page.len();
+            ensure!(
+                size <= bytes || count == 1,
+                "a range of at most {bytes} bytes has {count} records of {size} bytes"
+            );
+            for stored in page {
+                after += 1;
+                ensure_eq!(stored.sequence, after, "the number of a record in a range of at most {bytes} bytes");
+            }
+        }
+    }
+    Ok(())
+}
+
+/// An adapter that does not know the time leaves it out. The clocks of the broker and of this
+/// process may differ a little.
+pub(super) async fn records_have_the_time_at_which_the_log_stored_them(logs: &Logs<'_>) -> Outcome {
+    let log = logs.connect();
+    let mut tail = log.tail(0);
+    append(&*log, vec![record("x"), value("y", &["id"], false)], None).await?;
+    let mut stored = read(&*log, 0, 2, ReadLimit::records(10)).await?;
+    let mut tailed = Vec::new();
+    while tailed.len() < 2 {
+        tailed.extend(next(&mut tail).await?);
+    }
+    stored.extend(tailed);
+    stored.extend(call(log.values()).await?.into_iter().map(|value| value.record));
+    let now = SystemTime::now();
+    for Stored { sequence, at, .. } in stored {
+        let Some(at) = at else { continue };
+        let difference = now.duration_since(at).unwrap_or_else(|later| later.duration());
+        ensure!(difference <= LIMIT, "record {sequence} has a time that differs from the local time by {difference:?}");
+    }
+    Ok(())
 }
 
 pub(super) async fn a_tail_has_the_stored_and_the_new_records(logs: &Logs<'_>) -> Outcome {
@@ -226,7 +286,7 @@ pub(super) async fn a_log_that_ends_below_the_seen_position_begins_a_new_epoch(l
     ensure!(next.sequence > state.last, "the number of the first record of the new epoch is {}", next.sequence);
     let mut read = 0;
     while read < next.sequence {
-        for stored in range(&*log, read, 64).await? {
+        for stored in range(&*log, read, ReadLimit::records(64)).await? {
             ensure_eq!(stored.sequence, read + 1, "the number after {read} in a log with a new epoch");
             let text = text(&stored.payload);
             let is_added = !matches!(&*text, "x" | "y");

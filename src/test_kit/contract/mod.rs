@@ -30,11 +30,13 @@ macro_rules! rules {
     };
 }
 
-fn rules() -> [(&'static str, Check); 29] {
+fn rules() -> [(&'static str, Check); 31] {
     rules![
         log::a_new_log_is_empty,
         log::numbers_are_contiguous_and_in_order,
         log::writers_and_readers_see_the_same_order,
+        log::a_range_is_limited_in_bytes_and_has_at_least_one_record,
+        log::records_have_the_time_at_which_the_log_stored_them,
         log::a_tail_has_the_stored_and_the_new_records,
         log::a_stream_that_is_not_polled_delays_no_other_call,
         log::current_values_are_the_newest_of_each_id,
