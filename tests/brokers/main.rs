@@ -35,6 +35,7 @@ mod nats_rewrites;
 mod next_version;
 mod pass_journals;
 mod past;
+mod postgres_soak;
 mod publisher;
 mod reached;
 mod redis;
