@@ -2,8 +2,9 @@
 //!
 //! The benchmark starts brokers on free ports, prints a table, and stops the brokers. They are a
 //! `redis-server` without persistence, one that syncs each write to the disk, a `nats-server` with
-//! its defaults, and one that syncs each write, if its version supports that. Compare the ratios of
-//! rows; the rates belong to one machine.
+//! its defaults, one that syncs each write, if its version supports that, and a PostgreSQL server
+//! with its defaults, which syncs each transaction. Compare the ratios of rows; the rates belong to
+//! one machine. `cargo bench --bench transactions` measures publishing in transactions.
 
 #![allow(
     missing_docs,
@@ -19,6 +20,10 @@
 mod nats_server;
 #[path = "../tests/kit/port.rs"]
 mod port;
+#[path = "../tests/kit/postgres.rs"]
+mod postgres_server;
+#[path = "../tests/kit/processes.rs"]
+mod processes;
 #[path = "../tests/kit/redis.rs"]
 mod redis_server;
 #[path = "../tests/kit/skip.rs"]
@@ -30,8 +35,9 @@ use std::time::{Duration, Instant};
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
 use nats_server::NatsServer;
+use postgres_server::PostgresServer;
 use redis_server::{DURABLE, FORGETFUL, RedisServer};
-use tower_sse::backplane::{Backplane, Memory, Nats, Redis};
+use tower_sse::backplane::{Backplane, Memory, Nats, Postgres, Redis};
 use tower_sse::{Cursor, Event, Hub, Publisher, Retention, SubscriberItem, Subscription, TopicFilter};
 
 /// Returns the duration of the measurement of each row.
@@ -143,6 +149,9 @@ fn main() {
         if let Some(server) = RedisServer::start(arguments) {
             runtime.block_on(table(name, Redis::new(&server.url(), "bench").unwrap()));
         }
+    }
+    if let Some(server) = PostgresServer::start_on_disk(&[]) {
+        runtime.block_on(table("Postgres", Postgres::new(&server.url(), "bench").unwrap()));
     }
     if let Some(server) = NatsServer::start() {
         runtime.block_on(table("NATS", Nats::new(&server.url(), "bench").unwrap()));

@@ -224,9 +224,9 @@ async fn transaction(shared: &Shared, parts: &[Part]) -> Answer<(Vec<LogPosition
     for value in numbers {
         positions.push(LogPosition { epoch, sequence: number(value)? });
     }
-    // A number up to `last_before` belongs to a record that an earlier call has appended with the
-    // same idempotency key.
-    let newest = positions.iter().zip(&records).max_by_key(|(position, _)| position.sequence);
+    // A number up to `last_before` belongs to an earlier record with the same idempotency key. Of
+    // several records with one number, the first is in the log.
+    let newest = positions.iter().zip(&records).rev().max_by_key(|(position, _)| position.sequence);
     if let Some((position, record)) = newest.filter(|(position, _)| position.sequence > last_before) {
         shared.remember(*position, &record.payload);
     }

@@ -6,10 +6,13 @@
 //!    gives each transaction another connection.
 
 use std::future::poll_fn;
-use std::sync::Arc;
+use std::pin::pin;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::task::Poll;
 use std::time::Duration;
 
+use futures::stream::TryStreamExt;
 use rustls::{ClientConfig, RootCertStore};
 use tokio::sync::watch;
 use tokio_postgres::config::{Host, SslMode};
@@ -31,6 +34,11 @@ pub(super) struct Database {
     /// The TLS settings of the application. Without them, the certificate authorities of the
     /// machine are trusted.
     pub(super) tls: Option<Arc<ClientConfig>>,
+    /// The settings that trust these authorities. Reading their files takes long, so it happens
+    /// once.
+    default_tls: Arc<OnceLock<Arc<ClientConfig>>>,
+    /// Whether the adapter has logged that the server may lose acknowledged records.
+    is_warned: Arc<AtomicBool>,
 }
 
 /// Counts the notifications of a connection, by their kind.
@@ -47,6 +55,7 @@ pub(super) struct Session {
     pub(super) client: Client,
     pub(super) notifications: watch::Receiver<Notifications>,
     pub(super) limit: Duration,
+    is_warned: Arc<AtomicBool>,
 }
 
 impl Database {
@@ -63,7 +72,7 @@ impl Database {
         if config.get_application_name().is_none() {
             config.application_name("tower-sse");
         }
-        Ok(Self { config, tls: None })
+        Ok(Self { config, tls: None, default_tls: Arc::default(), is_warned: Arc::default() })
     }
 
     /// Returns the hosts and the database, without credentials.
@@ -108,11 +117,14 @@ impl Database {
         if is_plain {
             return Ok(None);
         }
-        let config = match &self.tls {
-            Some(config) => ClientConfig::clone(config),
-            None => default_tls()?,
+        let config = match self.tls.as_ref().or(self.default_tls.get()) {
+            Some(config) => config,
+            None => {
+                let config = Arc::new(default_tls()?);
+                self.default_tls.get_or_init(|| config)
+            }
         };
-        Ok(Some(MakeRustlsConnect::new(config)))
+        Ok(Some(MakeRustlsConnect::new(ClientConfig::clone(config))))
     }
 
     /// Opens a connection within a time limit, which also applies to each answer.
@@ -121,6 +133,11 @@ impl Database {
         let mut config = self.config.clone();
         if config.get_ssl_mode() == SslMode::Prefer && connector.is_none() {
             config.ssl_mode(SslMode::Disable);
+        }
+        if config.get_connect_timeout().is_none() {
+            // So that the adapter reaches the last host although the others do not answer.
+            let hosts = config.get_hosts().len().max(config.get_hostaddrs().len()).max(1);
+            config.connect_timeout(limit / u32::try_from(hosts).unwrap_or(u32::MAX));
         }
         if config.get_tcp_user_timeout().is_none() {
             config.tcp_user_timeout(limit);
@@ -137,7 +154,7 @@ impl Database {
                     (client, drive(connection))
                 }
             };
-            let session = Session { client, notifications, limit };
+            let session = Session { client, notifications, limit, is_warned: Arc::clone(&self.is_warned) };
             if let Some(channel) = channel {
                 let listen = format!("LISTEN {channel}");
                 session.client.batch_execute(&listen).await.map_err(|error| classify(&error).before_request())?;
@@ -206,7 +223,7 @@ impl Session {
         if encoding != "UTF8" {
             return Err(BackplaneError::rejected("the database needs the encoding UTF8"));
         }
-        if commit == "off" || fsync == "off" {
+        if (commit == "off" || fsync == "off") && !self.is_warned.swap(true, Ordering::Relaxed) {
             tracing::warn!(name: "sse.log.not_durable",
                 synchronous_commit = commit, fsync,
                 "a crash of the Postgres server may lose acknowledged events"
@@ -215,10 +232,21 @@ impl Session {
         Ok(())
     }
 
-    /// Runs a statement, and returns its rows.
+    /// Runs a statement, and returns its rows. The time limit is for each row, so that a large
+    /// answer may take longer.
     pub(super) async fn rows(&self, sql: &str, parameters: &[Parameter<'_>]) -> Result<Vec<Row>, Failure> {
-        match tokio::time::timeout(self.limit, self.client.query_typed(sql, parameters)).await {
-            Ok(Ok(rows)) => Ok(rows),
+        let parameters = parameters.iter().map(|(value, kind)| (*value, kind.clone()));
+        let mut stream = pin!(self.in_time(self.client.query_typed_raw(sql, parameters)).await?);
+        let mut rows = Vec::new();
+        while let Some(row) = self.in_time(stream.try_next()).await? {
+            rows.push(row);
+        }
+        Ok(rows)
+    }
+
+    async fn in_time<T>(&self, answer: impl Future<Output = Result<T, tokio_postgres::Error>>) -> Result<T, Failure> {
+        match tokio::time::timeout(self.limit, answer).await {
+            Ok(Ok(answer)) => Ok(answer),
             Ok(Err(error)) => Err(Failure { is_fatal: is_fatal(&error), error: classify(&error) }),
             Err(_) => Err(Failure { is_fatal: true, error: BackplaneError::unknown("no answer in time") }),
         }

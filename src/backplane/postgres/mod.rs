@@ -49,6 +49,8 @@ const MAX_SHARED: Duration = Duration::from_secs(300);
 /// The maximum time for which a value is stored that can be taken once. It keeps the time of the
 /// expiry representable.
 const MAX_DEPOSIT: Duration = Duration::from_secs(366 * 86_400);
+/// The maximum length of a namespace in bytes. It is in the index entries of all rows.
+const MAX_NAMESPACE: usize = 255;
 /// The default interval at which an instance looks for published records.
 const POLL: Duration = Duration::from_millis(250);
 
@@ -94,8 +96,8 @@ impl Postgres {
     /// `postgres://app:secret@10.0.0.1/shop?sslmode=require`.
     ///
     /// Hubs that use the same database and the same `namespace` share one log. Hubs with other
-    /// namespaces in the same database are unrelated. The namespace is any text without U+0000. The
-    /// adapter connects when it is first used.
+    /// namespaces in the same database are unrelated. The namespace is a text of at most 255 bytes
+    /// without U+0000. The adapter connects when it is first used.
     ///
     /// The URL may name several hosts, and then `target_session_attrs=read-write` finds the primary
     /// after a failover. With `sslmode=require`, the adapter verifies the certificate of the server
@@ -105,8 +107,8 @@ impl Postgres {
     ///
     /// # Errors
     ///
-    /// Returns an error if `url` is not a Postgres URL with a host, or if the namespace contains
-    /// U+0000. The error does not contain the URL.
+    /// Returns an error if `url` is not a Postgres URL with a host, or if the namespace is too long or
+    /// contains U+0000. The error does not contain the URL.
     pub fn new(url: &str, namespace: &str) -> Answer<Self> {
         Self::with_database(Database::parse(url)?, namespace)
     }
@@ -118,14 +120,16 @@ impl Postgres {
     ///
     /// # Errors
     ///
-    /// Returns an error if the settings have no host, or if the namespace contains U+0000.
+    /// Returns an error if the settings have no host, or if the namespace is too long or contains
+    /// U+0000.
     pub fn from_config(config: Config, namespace: &str) -> Answer<Self> {
         Self::with_database(Database::new(config)?, namespace)
     }
 
     fn with_database(database: Database, namespace: &str) -> Answer<Self> {
-        if namespace.contains('\0') {
-            return Err(BackplaneError::rejected("the namespace contains U+0000"));
+        if namespace.contains('\0') || namespace.len() > MAX_NAMESPACE {
+            let text = format!("the namespace contains U+0000, or has more than {MAX_NAMESPACE} bytes");
+            return Err(BackplaneError::rejected(text));
         }
         Ok(Self {
             shared: Arc::new(Shared::new(Settings {
@@ -200,7 +204,7 @@ impl Postgres {
     }
 
     /// Sets the interval at which an instance looks for events that transactions have published.
-    /// Defaults to 250 ms. The adapter varies each interval by up to a quarter. At least 1 ms.
+    /// Defaults to 250 ms. The adapter shortens each interval by up to a half, at random. At least 1 ms.
     ///
     /// This interval is the longest delay of an event between the commit and the instances, if the
     /// process that publishes does not call [`wake`](Self::wake), for example because it has

@@ -64,7 +64,7 @@ pub(super) fn tail(shared: Arc<Shared>, after: u64) -> BoxStream<'static, Answer
                 continue;
             }
             // Instances that poll at different times find a record earlier.
-            let poll = poll.mul_f64(0.75 + fastrand::f64() / 2.0);
+            let poll = poll.mul_f64(0.5 + fastrand::f64() / 2.0);
             if shared.settings.listens {
                 notified(&mut notifications, poll).await;
             } else {

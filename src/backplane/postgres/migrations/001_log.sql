@@ -26,8 +26,9 @@ CREATE TABLE tower_sse.head (
   system bigint NOT NULL DEFAULT 0
 );
 
+-- Every row that the table accepts can be moved into the log. Otherwise one row would stop the log.
 CREATE TABLE tower_sse.inbox (
-  ns text NOT NULL,
+  ns text NOT NULL CHECK (octet_length(ns) <= 255),
   -- The transaction that has published the record.
   xact xid8 NOT NULL,
   id bigserial NOT NULL,
@@ -55,22 +56,25 @@ CREATE TABLE tower_sse.log (
 
 CREATE TABLE tower_sse.current (
   ns text NOT NULL,
+  -- The SHA-256 of the id, because an id may be too long for an index.
+  hash bytea NOT NULL,
   id text NOT NULL,
   number bigint NOT NULL,
   at timestamptz NOT NULL,
   payload bytea NOT NULL,
-  PRIMARY KEY (ns, id)
+  PRIMARY KEY (ns, hash)
 ) WITH (autovacuum_vacuum_scale_factor = 0.05);
 CREATE INDEX current_by_number ON tower_sse.current (ns, number);
 
 -- The idempotency keys of the last ten minutes.
 CREATE TABLE tower_sse.once (
   ns text NOT NULL,
-  key text NOT NULL,
+  -- The SHA-256 of the key.
+  hash bytea NOT NULL,
   epoch bigint NOT NULL,
   number bigint NOT NULL,
   at timestamptz NOT NULL,
-  PRIMARY KEY (ns, key)
+  PRIMARY KEY (ns, hash)
 ) WITH (autovacuum_vacuum_scale_factor = 0.05);
 CREATE INDEX once_by_time ON tower_sse.once (at);
 
@@ -172,11 +176,12 @@ END $$;
 -- the lock of the log, and passes the answer of `locked_state`.
 --
 -- Nothing else numbers records. So a number is never assigned twice, and a record that becomes
--- visible later has a higher number. Returns the number of each record of the caller.
+-- visible later has a higher number. Returns the number of each record of the caller, and how many
+-- records were written, and how many of them come from the inbox.
 CREATE FUNCTION tower_sse.write(
   ns text, epoch bigint, last bigint, bytes bigint, moved pg_snapshot, max_moved integer,
   payloads bytea[], keys text[], set_by integer[], sets text[], removed_by integer[], removes text[],
-  OUT numbers bigint[], OUT written integer, OUT is_complete boolean
+  OUT numbers bigint[], OUT written integer, OUT taken integer, OUT is_complete boolean
 )
 LANGUAGE plpgsql AS $$
 #variable_conflict use_variable
@@ -192,41 +197,46 @@ DECLARE
 BEGIN
   SELECT c.system_identifier INTO system FROM pg_control_system() c;
   UPDATE tower_sse.head h SET system = system WHERE h.ns = ns AND h.system <> system;
-  IF FOUND OR moved IS NULL THEN
+  IF FOUND OR moved IS NULL OR since > pg_snapshot_xmax(pg_current_snapshot()) THEN
     since := '0'::xid8;
     pending := '{}';
     moved := NULL;
   END IF;
   WITH snapshot AS MATERIALIZED (
     SELECT pg_current_snapshot() AS now
+  ), candidates AS MATERIALIZED (
+    -- The index has the order of the transactions. The order of the calls is that of the ids: a
+    -- transaction that waits for another one publishes later, and may have the lower number. So this
+    -- looks at many more rows than it takes. The inner limits let the server read the index in its
+    -- order, however many rows wait.
+    (SELECT i.ctid AS row, i.id, octet_length(i.payload) AS size FROM tower_sse.inbox i
+      WHERE i.ns = ns AND i.xact = ANY (pending) ORDER BY i.xact, i.id LIMIT max_moved * 20)
+    UNION ALL
+    (SELECT i.ctid, i.id, octet_length(i.payload) FROM tower_sse.inbox i
+      WHERE i.ns = ns AND i.xact >= since ORDER BY i.xact, i.id LIMIT max_moved * 20)
   ), found AS MATERIALIZED (
-    -- The inner limits let the server read the index in its order, however many records wait.
-    SELECT c.row FROM (
-      (SELECT i.ctid AS row, i.xact, i.id FROM tower_sse.inbox i WHERE i.ns = ns AND i.xact = ANY (pending)
-        ORDER BY i.xact, i.id LIMIT max_moved)
-      UNION ALL
-      (SELECT i.ctid, i.xact, i.id FROM tower_sse.inbox i WHERE i.ns = ns AND i.xact >= since
-        ORDER BY i.xact, i.id LIMIT max_moved)
-    ) c ORDER BY c.xact, c.id LIMIT max_moved
+    SELECT o.row FROM (
+      SELECT c.row, c.id, c.size, sum(c.size) OVER (ORDER BY c.id) AS total FROM candidates c ORDER BY c.id LIMIT max_moved
+    ) o WHERE o.total <= 8388608 OR o.total = o.size
   ), taken AS (
     DELETE FROM tower_sse.inbox i WHERE i.ctid = ANY (ARRAY(SELECT f.row FROM found f))
-    RETURNING i.xact, i.id, i.payload, i.sets, i.removes, i.idempotency_key AS key
+    RETURNING i.id, i.payload, i.sets, i.removes, i.idempotency_key AS key
   ), given AS (
     -- `own` is 0 for a record of the inbox, or the number of the record in the call.
-    SELECT 0 AS own, t.xact, t.id, t.payload, t.key, t.sets, t.removes FROM taken t
+    SELECT 0 AS own, t.id, t.payload, t.key, t.sets, t.removes FROM taken t
     UNION ALL
-    SELECT p.n::integer, NULL, NULL, p.payload, p.key,
+    SELECT p.n::integer, NULL, p.payload, p.key,
       CASE WHEN cardinality(set_by) > 0 THEN ARRAY(SELECT s.id FROM unnest(set_by, sets) AS s(n, id) WHERE s.n = p.n) END,
       CASE WHEN cardinality(removed_by) > 0 THEN ARRAY(SELECT s.id FROM unnest(removed_by, removes) AS s(n, id) WHERE s.n = p.n) END
     FROM unnest(payloads, keys) WITH ORDINALITY AS p(payload, key, n)
   ), ordered AS MATERIALIZED (
-    SELECT g.*, row_number() OVER (ORDER BY g.own, g.xact, g.id) AS n FROM given g
+    SELECT g.*, sha256(convert_to(g.key, 'UTF8')) AS hash, row_number() OVER (ORDER BY g.own, g.id) AS n FROM given g
   ), repeated AS MATERIALIZED (
     -- Records whose idempotency key an earlier record has. That record is in the log, or it has the
     -- number `of`.
     SELECT o.n, o.own, e.number, f.n AS of
     FROM ordered o
-    LEFT JOIN tower_sse.once e ON e.ns = ns AND e.key = o.key AND e.epoch = epoch AND e.at > now - interval '10 minutes'
+    LEFT JOIN tower_sse.once e ON e.ns = ns AND e.hash = o.hash AND e.epoch = epoch AND e.at > now - interval '10 minutes'
     LEFT JOIN (SELECT key, min(r.n) AS n FROM ordered r WHERE r.key IS NOT NULL GROUP BY r.key) f ON f.key = o.key AND f.n < o.n
     WHERE o.key IS NOT NULL AND (e.number IS NOT NULL OR f.n IS NOT NULL)
   ), numbered AS MATERIALIZED (
@@ -239,23 +249,23 @@ BEGIN
     INSERT INTO tower_sse.log (ns, number, at, bytes_before, payload, moved)
     SELECT ns, r.number, now, r.bytes_before, r.payload,
       CASE WHEN NOT r.is_newest THEN NULL
-        WHEN may_advance AND (SELECT count(*) FROM found) < max_moved THEN s.now
+        WHEN may_advance AND (SELECT count(*) FROM found) = (SELECT count(*) FROM candidates) THEN s.now
         ELSE moved END
     FROM numbered r, snapshot s
   ), remembered AS (
-    INSERT INTO tower_sse.once AS e (ns, key, epoch, number, at)
-    SELECT ns, r.key, epoch, r.number, now FROM numbered r WHERE r.key IS NOT NULL
+    INSERT INTO tower_sse.once AS e (ns, hash, epoch, number, at)
+    SELECT ns, r.hash, epoch, r.number, now FROM numbered r WHERE r.key IS NOT NULL
     ON CONFLICT ON CONSTRAINT once_pkey DO UPDATE SET epoch = excluded.epoch, number = excluded.number, at = excluded.at
   ), changed AS MATERIALIZED (
-    SELECT DISTINCT ON (v.id) v.id, v.removes, r.number, r.payload
+    SELECT DISTINCT ON (v.id) v.id, sha256(convert_to(v.id, 'UTF8')) AS hash, v.removes, r.number, r.payload
     FROM numbered r, LATERAL (
       SELECT unnest(r.sets) AS id, false AS removes UNION ALL SELECT unnest(r.removes), true
-    ) v ORDER BY v.id, r.n DESC
+    ) v WHERE v.id IS NOT NULL ORDER BY v.id, r.n DESC
   ), removed AS (
-    DELETE FROM tower_sse.current c USING changed v WHERE c.ns = ns AND c.id = v.id AND v.removes
+    DELETE FROM tower_sse.current c USING changed v WHERE c.ns = ns AND c.hash = v.hash AND v.removes
   ), stored AS (
-    INSERT INTO tower_sse.current AS c (ns, id, number, at, payload)
-    SELECT ns, v.id, v.number, now, v.payload FROM changed v WHERE NOT v.removes
+    INSERT INTO tower_sse.current AS c (ns, hash, id, number, at, payload)
+    SELECT ns, v.hash, v.id, v.number, now, v.payload FROM changed v WHERE NOT v.removes
     ON CONFLICT ON CONSTRAINT current_pkey DO UPDATE SET number = excluded.number, at = excluded.at, payload = excluded.payload
   )
   SELECT
@@ -263,8 +273,9 @@ BEGIN
       FROM ordered o LEFT JOIN numbered n ON n.n = o.n LEFT JOIN repeated r ON r.n = o.n LEFT JOIN numbered f ON f.n = r.of
       WHERE o.own > 0),
     (SELECT count(*) FROM numbered),
-    (SELECT count(*) FROM found) < max_moved
-  INTO numbers, written, is_complete;
+    (SELECT count(*) FROM numbered n WHERE n.own = 0),
+    (SELECT count(*) FROM found) = (SELECT count(*) FROM candidates)
+  INTO numbers, written, taken, is_complete;
   IF written > 0 THEN
     PERFORM pg_notify(tower_sse.channel(ns), 'log');
   END IF;
@@ -309,11 +320,13 @@ BEGIN
     UPDATE tower_sse.head h SET first = low WHERE h.ns = ns;
   END IF;
   -- Counting the values takes long, so it happens once for each sixteenth of the limit.
-  IF (last - written) / greatest(max_values / 16, 1) <> last / greatest(max_values / 16, 1) THEN
+  IF max_values IS NOT NULL
+    AND (last - written) / greatest(max_values / 16, 1) <> last / greatest(max_values / 16, 1)
+  THEN
     SELECT count(*) - max_values INTO surplus FROM tower_sse.current c WHERE c.ns = ns;
     IF surplus > 0 THEN
-      DELETE FROM tower_sse.current c WHERE c.ns = ns AND c.id IN (
-        SELECT o.id FROM tower_sse.current o WHERE o.ns = ns ORDER BY o.number LIMIT surplus);
+      DELETE FROM tower_sse.current c WHERE c.ns = ns AND c.hash IN (
+        SELECT o.hash FROM tower_sse.current o WHERE o.ns = ns ORDER BY o.number LIMIT surplus);
     END IF;
   END IF;
 END $$;
@@ -323,8 +336,8 @@ END $$;
 --
 -- `keys` has an idempotency key or NULL for each record. The record number `set_by[i]` sets the
 -- current value `sets[i]`, and the record number `removed_by[i]` removes `removes[i]`. Returns the
--- number of each record, the last number before the call, and whether the inbox has no more
--- records.
+-- number of each record, the number before the first new record of the caller, and whether the
+-- inbox has no more records.
 CREATE FUNCTION tower_sse.append(
   ns text, payloads bytea[], keys text[], set_by integer[], sets text[], removed_by integer[], removes text[],
   new_epoch bigint, seen_epochs bigint[], seen_numbers bigint[], own_epoch bigint, own bigint, own_start bytea,
@@ -348,15 +361,19 @@ BEGIN
   END IF;
   epoch := state.epoch;
   numbers := coalesce(result.numbers, '{}');
-  last_before := state.last;
+  last_before := state.last + result.taken;
   is_complete := result.is_complete;
 END $$;
 
 -- Moves the committed records of the inbox into the log. Does nothing if another writer does that
--- now. Returns whether the inbox may have more records.
+-- now. Returns whether the inbox may have more records. Removes records above the limits, if there
+-- are limits.
+--
+-- Programs without the crate call `tower_sse.sequence(ns)` after their commit, so that the instances
+-- do not have to wait for their next poll.
 CREATE FUNCTION tower_sse.sequence(
-  ns text, max_records bigint DEFAULT 100000, max_bytes bigint DEFAULT 268435456,
-  max_age_ms bigint DEFAULT 3600000, max_values bigint DEFAULT 100000
+  ns text, max_records bigint DEFAULT NULL, max_bytes bigint DEFAULT NULL,
+  max_age_ms bigint DEFAULT NULL, max_values bigint DEFAULT NULL
 ) RETURNS boolean
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET enable_bitmapscan = off AS $$
 #variable_conflict use_variable
@@ -368,6 +385,9 @@ BEGIN
   -- Without the lock, and without a write: most calls find nothing.
   IF EXISTS (SELECT FROM tower_sse.head h, pg_control_system() c WHERE h.ns = ns AND h.system = c.system_identifier) THEN
     SELECT l.moved INTO seen FROM tower_sse.log l WHERE l.ns = ns ORDER BY l.number DESC LIMIT 1;
+  END IF;
+  IF pg_snapshot_xmax(seen) > pg_snapshot_xmax(pg_current_snapshot()) THEN
+    seen := NULL;
   END IF;
   IF NOT EXISTS (SELECT FROM tower_sse.inbox i WHERE i.ns = ns AND i.xact >= coalesce(pg_snapshot_xmax(seen), '0'::xid8))
     AND NOT EXISTS (SELECT FROM tower_sse.inbox i WHERE i.ns = ns AND i.xact = ANY (ARRAY(SELECT pg_snapshot_xip(seen))))

@@ -66,11 +66,15 @@ DECLARE
   all_topics text[] := CASE WHEN topic IS NULL THEN topics ELSE array_append(topics, topic) END;
   all_users text[] := CASE WHEN "user" IS NULL THEN users ELSE array_append(users, "user") END;
   name text;
+  lines text;
   targets text;
   record text;
   ids text[];
   id_end text;
 BEGIN
+  everyone := coalesce(everyone, false);
+  remove := coalesce(remove, false);
+  data := coalesce(data, '');
   IF cardinality(all_topics) + cardinality(all_users) + everyone::integer NOT BETWEEN 1 AND 128 THEN
     RAISE EXCEPTION 'an event needs 1 to 128 targets' USING ERRCODE = 'invalid_parameter_value';
   END IF;
@@ -96,8 +100,14 @@ BEGIN
   IF retry_ms < 0 THEN
     RAISE EXCEPTION 'retry_ms is negative' USING ERRCODE = 'invalid_parameter_value';
   END IF;
-  IF octet_length(data) + coalesce(octet_length(event), 0) > max_bytes THEN
-    RAISE EXCEPTION 'the event has more than % bytes', max_bytes USING ERRCODE = 'program_limit_exceeded';
+  -- The size on the wire, as the instances count it. Most events are far below the limit.
+  IF octet_length(data) * 7 + 200 > max_bytes THEN
+    lines := replace(replace(data, e'\r\n', e'\n'), e'\r', e'\n');
+    IF octet_length(lines) + 6 * (length(lines) - length(replace(lines, e'\n', ''))) + 7
+      + coalesce(octet_length(nullif(event, '')) + 8, 0) + coalesce(length(retry_ms::text) + 8, 0) > max_bytes
+    THEN
+      RAISE EXCEPTION 'the event has more than % bytes', max_bytes USING ERRCODE = 'program_limit_exceeded';
+    END IF;
   END IF;
 
   targets := concat_ws(',',
@@ -110,7 +120,7 @@ BEGIN
   record := '{"v":1,"id":"' || lpad(to_hex((random() * 9223372036854775000)::bigint), 16, '0')
     || '","at":' || (extract(epoch FROM clock_timestamp()) * 1000)::bigint || ',"to":{' || targets || '}'
     || coalesce(',"event":' || to_json(nullif(event, ''))::text, '')
-    || ',"data":' || to_json(coalesce(data, ''))::text
+    || ',"data":' || to_json(data)::text
     || coalesce(',"key":' || to_json(key)::text, '')
     || CASE WHEN remove THEN ',"remove":true' ELSE '' END
     || coalesce(',"retry_ms":' || retry_ms, '') || '}';

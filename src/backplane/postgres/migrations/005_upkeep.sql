@@ -1,29 +1,46 @@
 -- Removal of expired rows, the rights, and a view for monitoring.
 
--- Removes expired rows of a namespace. Each instance calls this function about once a minute.
+-- Removes the old control messages of a namespace, and the expired rows of all namespaces. Takes a
+-- few tenths of a second at most. Each instance calls this function about once a minute.
 CREATE FUNCTION tower_sse.clean(ns text) RETURNS void
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET enable_bitmapscan = off AS $$
 #variable_conflict use_variable
 DECLARE
   now constant timestamptz := clock_timestamp();
+  removed bigint;
 BEGIN
-  IF NOT pg_try_advisory_xact_lock(tower_sse.lock_key('clean', ns)) THEN
+  IF NOT pg_try_advisory_xact_lock(tower_sse.lock_key('clean', '')) THEN
     RETURN;
   END IF;
   -- The messages have the ids of users.
-  DELETE FROM tower_sse.control c WHERE c.ns = ns AND c.at < now - interval '5 minutes';
-  DELETE FROM tower_sse.control c USING (VALUES (0), (1)) AS s(stream)
-    WHERE c.ns = ns AND c.stream = s.stream
-      AND c.id < (SELECT o.id FROM tower_sse.control o WHERE o.ns = ns AND o.stream = s.stream ORDER BY o.id DESC OFFSET 10000 LIMIT 1);
-  DELETE FROM tower_sse.deposit d WHERE d.ns = ns AND d.expires_at <= now;
-  DELETE FROM tower_sse.shared s WHERE s.ns = ns AND s.expires_at <= now;
-  DELETE FROM tower_sse.once o WHERE o.ns = ns AND o.at < now - interval '10 minutes';
-  WITH forgotten AS (
-    DELETE FROM tower_sse.journal j
-      WHERE j.ns = ns AND (j.forget_at <= now OR j.forget_at IS NULL AND j.changed_at <= now - interval '24 hours')
-      RETURNING j.key, j.id
-  )
-  DELETE FROM tower_sse.journal_entry e USING forgotten f WHERE e.ns = ns AND e.key = f.key AND e.id = f.id;
+  FOR stream IN 0..1 LOOP
+    DELETE FROM tower_sse.control c WHERE c.ctid = ANY (ARRAY(
+      SELECT o.ctid FROM tower_sse.control o
+      WHERE o.ns = ns AND o.stream = stream AND (
+        o.at < now - interval '5 minutes'
+        OR o.id < (SELECT n.id FROM tower_sse.control n WHERE n.ns = ns AND n.stream = stream ORDER BY n.id DESC OFFSET 9999 LIMIT 1))
+      ORDER BY o.id LIMIT 20000));
+  END LOOP;
+  -- A row that another transaction changes meanwhile has another `ctid`, and stays.
+  DELETE FROM tower_sse.deposit d WHERE d.ctid = ANY (ARRAY(
+    SELECT o.ctid FROM tower_sse.deposit o WHERE o.expires_at <= now LIMIT 10000));
+  DELETE FROM tower_sse.shared s WHERE s.ctid = ANY (ARRAY(
+    SELECT o.ctid FROM tower_sse.shared o WHERE o.expires_at <= now LIMIT 1000));
+  DELETE FROM tower_sse.once o WHERE o.ctid = ANY (ARRAY(
+    SELECT e.ctid FROM tower_sse.once e WHERE e.at < now - interval '10 minutes' LIMIT 20000));
+  LOOP
+    WITH forgotten AS (
+      DELETE FROM tower_sse.journal j WHERE j.ctid = ANY (ARRAY(
+        (SELECT o.ctid FROM tower_sse.journal o WHERE o.forget_at <= now LIMIT 50)
+        UNION ALL
+        (SELECT o.ctid FROM tower_sse.journal o WHERE o.forget_at IS NULL AND o.changed_at <= now - interval '24 hours' LIMIT 50)))
+      RETURNING j.ns, j.key, j.id
+    ), entries AS (
+      DELETE FROM tower_sse.journal_entry e USING forgotten f WHERE e.ns = f.ns AND e.key = f.key AND e.id = f.id
+    )
+    SELECT count(*) FROM forgotten INTO removed;
+    EXIT WHEN removed = 0 OR clock_timestamp() > now + interval '200 milliseconds';
+  END LOOP;
 END $$;
 
 -- One row for each namespace. `waiting` counts the committed records that have no number yet, and

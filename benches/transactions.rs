@@ -1,0 +1,213 @@
+//! The cost of publishing in transactions on Postgres: `cargo bench --bench transactions`.
+//!
+//! The benchmark starts a PostgreSQL server on a free port, with its files on the disk and its
+//! default settings, so each commit waits for the disk. It prints two tables:
+//!
+//! - transactions a second of 32 clients, without publishing, with publishing, and with the numbers
+//!   of a counter row, which every transaction locks until its commit. Each variant also runs with
+//!   5 ms of other work before the commit. While the clients publish, a hub follows the log, and the
+//!   clients wake it. The variants take turns, and the table has the median.
+//! - the time from the commit until a stream of a hub has the event, with a wake-up and with the
+//!   poll only.
+//!
+//! Compare the ratios of rows; the rates belong to one machine.
+
+#![allow(
+    missing_docs,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "a benchmark"
+)]
+
+#[path = "../tests/kit/port.rs"]
+mod port;
+#[path = "../tests/kit/postgres.rs"]
+mod postgres_server;
+#[path = "../tests/kit/processes.rs"]
+mod processes;
+#[path = "../tests/kit/skip.rs"]
+mod skip;
+
+use std::time::{Duration, Instant};
+
+use futures::future::{join_all, try_join};
+use postgres_server::PostgresServer;
+use tokio_postgres::types::Type;
+use tokio_postgres::{Client, NoTls};
+use tower_sse::backplane::Postgres;
+use tower_sse::{Cursor, Hub, SubscriberItem, Subscription};
+
+const CLIENTS: usize = 32;
+/// A record of the size of a small notification, in topic `t`.
+const RECORD: &str = r#"{"v":1,"id":"0123456789abcdef","at":1795866000000,"to":{"topics":["t"]},"event":"tick","data":"xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx"}"#;
+
+/// Whether `cargo bench` runs this program. `cargo test` runs it too, without this argument and
+/// only to check that it works.
+fn is_measured() -> bool {
+    std::env::args().any(|argument| argument == "--bench")
+}
+
+/// What a transaction does besides its insert into a table of the application.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Variant {
+    Nothing,
+    /// Calls `tower_sse.publish_record`.
+    Record,
+    /// The same, and sends the call together with `COMMIT`.
+    RecordWithCommit,
+    /// Calls `tower_sse.publish`, which builds the record.
+    Event,
+    /// Takes the next number of a counter row, and inserts the record with this number.
+    Counter,
+}
+
+const VARIANTS: [(Variant, &str); 5] = [
+    (Variant::Nothing, "without publishing"),
+    (Variant::Record, "`publish_record`"),
+    (Variant::RecordWithCommit, "`publish_record`, sent together with `COMMIT`"),
+    (Variant::Event, "`publish`"),
+    (Variant::Counter, "the number of a counter row"),
+];
+
+async fn connect(server: &PostgresServer) -> Client {
+    let (client, connection) = tokio_postgres::connect(&server.url_as("postgres"), NoTls).await.unwrap();
+    tokio::spawn(connection);
+    client
+}
+
+async fn transaction(client: &Client, variant: Variant, work: Duration) {
+    let text = "an order of some length";
+    let begin = client.batch_execute("BEGIN");
+    let order = [(&text as _, Type::TEXT)];
+    let insert = client.execute_typed("INSERT INTO orders (body) VALUES ($1)", &order);
+    // Both are sent at once.
+    try_join(begin, insert).await.unwrap();
+    if variant == Variant::Counter {
+        let next = "UPDATE counter SET number = number + 1 RETURNING number";
+        let number: i64 = client.query_typed_one(next, &[]).await.unwrap().get(0);
+        let row = [(&number as _, Type::INT8), (&RECORD as _, Type::TEXT)];
+        client.execute_typed("INSERT INTO counted VALUES ($1, $2)", &row).await.unwrap();
+    }
+    let record = [(&RECORD.as_bytes() as _, Type::BYTEA)];
+    let publish = client.query_typed("SELECT tower_sse.publish_record('bench', $1)", &record);
+    if variant == Variant::Event {
+        let sql = "SELECT tower_sse.publish('bench', topic => 't', event => 'tick', data => $1)";
+        client.query_typed(sql, &[(&"x".repeat(100) as _, Type::TEXT)]).await.unwrap();
+    }
+    if variant == Variant::Record {
+        publish.await.unwrap();
+        tokio::time::sleep(work).await;
+        client.batch_execute("COMMIT").await.unwrap();
+        return;
+    }
+    if !work.is_zero() {
+        tokio::time::sleep(work).await;
+    }
+    if variant == Variant::RecordWithCommit {
+        try_join(publish, client.batch_execute("COMMIT")).await.map(drop).unwrap();
+    } else {
+        client.batch_execute("COMMIT").await.unwrap();
+    }
+}
+
+/// Returns the transactions a second of all clients.
+async fn rate(clients: &[Client], log: &Postgres, variant: Variant, work: Duration) -> f64 {
+    let time = if is_measured() { Duration::from_secs(2) } else { Duration::from_millis(20) };
+    let publishes = !matches!(variant, Variant::Nothing | Variant::Counter);
+    let begun = Instant::now();
+    let run = async |client: &Client| {
+        let mut count = 0;
+        while begun.elapsed() < time {
+            transaction(client, variant, work).await;
+            if publishes {
+                log.wake();
+            }
+            count += 1;
+        }
+        count
+    };
+    let counts: Vec<i32> = join_all(clients.iter().map(run)).await;
+    f64::from(counts.into_iter().sum::<i32>()) / begun.elapsed().as_secs_f64()
+}
+
+fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values[values.len() / 2]
+}
+
+async fn ready(hub: &Hub) {
+    while !hub.is_ready() {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+async fn rates(server: &PostgresServer, log: &Postgres) {
+    let clients: Vec<Client> = join_all((0..CLIENTS).map(|_| connect(server))).await;
+    let works = [Duration::ZERO, Duration::from_millis(5)];
+    let rounds = if is_measured() { 5 } else { 1 };
+    let mut results = vec![[Vec::new(), Vec::new()]; VARIANTS.len()];
+    for _ in 0..rounds {
+        for (result, (variant, _)) in results.iter_mut().zip(VARIANTS) {
+            for (rates, work) in result.iter_mut().zip(works) {
+                rates.push(rate(&clients, log, variant, work).await);
+            }
+        }
+    }
+    let medians: Vec<[f64; 2]> = results.into_iter().map(|of_works| of_works.map(median)).collect();
+    println!(
+        "| transactions a second, {CLIENTS} clients | rate | cost | with 5 ms of work | cost |\n|---|---|---|---|---|"
+    );
+    for ([rate, with_work], (_, name)) in medians.iter().zip(VARIANTS) {
+        let [base, base_with_work] = medians[0];
+        println!("| {name} | {rate:.0} | {:.2} | {with_work:.0} | {:.2} |", base / rate, base_with_work / with_work);
+    }
+}
+
+/// Returns the median time from the commit until a stream has the event.
+async fn latency(server: &PostgresServer, log: &Postgres, wakes: bool) -> Duration {
+    let hub = Hub::builder().backplane(log.clone()).build().unwrap();
+    ready(&hub).await;
+    let client = connect(server).await;
+    let mut stream = hub.subscribe(Subscription::anonymous().topic("t"), Cursor::Absent).unwrap();
+    let mut times = Vec::new();
+    for _ in 0..if is_measured() { 100 } else { 2 } {
+        transaction(&client, Variant::Record, Duration::ZERO).await;
+        let committed = Instant::now();
+        if wakes {
+            log.wake();
+        }
+        while !matches!(stream.next().await.expect("the stream ended"), SubscriberItem::Event(_)) {}
+        times.push(committed.elapsed().as_secs_f64());
+    }
+    Duration::from_secs_f64(median(times))
+}
+
+async fn run(server: &PostgresServer) {
+    server.psql("CREATE TABLE orders (id bigserial PRIMARY KEY, body text); CREATE TABLE counter (number bigint)");
+    server.psql("INSERT INTO counter VALUES (0); CREATE TABLE counted (number bigint PRIMARY KEY, record text)");
+    let log = Postgres::new(&server.url(), "bench").unwrap();
+    let hub = Hub::builder().backplane(log.clone()).build().unwrap();
+    ready(&hub).await;
+    rates(server, &log).await;
+    drop(hub);
+    println!("\n| time from the commit to a stream, median | ms |\n|---|---|");
+    let (listening, polling) = (log.clone(), log.poll_only());
+    for (name, log, wakes) in [
+        ("`wake` and LISTEN", &listening, true),
+        ("`wake`, `poll_only`", &polling, true),
+        ("no `wake`, LISTEN", &listening, false),
+        ("no `wake`, `poll_only`", &polling, false),
+    ] {
+        println!("| {name} | {:.1} |", latency(server, log, wakes).await.as_secs_f64() * 1_000.0);
+    }
+}
+
+fn main() {
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
+    if let Some(server) = PostgresServer::start_on_disk(&[]) {
+        runtime.block_on(run(&server));
+    }
+}
