@@ -86,7 +86,7 @@ BEGIN
 END $$;
 
 -- Returns the id, the number of entries and the state of the current journal, and the entries above
--- `after`: at most `max_bytes` and 4,096, or one. Returns no row if there is no such journal.
+-- `after`: at most `max_bytes` and 16,384, or one. Returns no row if there is no such journal.
 CREATE FUNCTION tower_sse.journal_read(ns text, key bytea, wanted bigint, after bigint, max_bytes bigint)
 RETURNS TABLE (id bigint, last bigint, is_closed boolean, entries bytea[])
 LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
@@ -94,7 +94,7 @@ LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
     SELECT e.entry FROM (
       SELECT e.number, e.entry, sum(octet_length(e.entry)) OVER w AS bytes, row_number() OVER w AS n
       FROM tower_sse.journal_entry e WHERE e.ns = $1 AND e.key = $2 AND e.id = j.id AND e.number > $4
-      WINDOW w AS (ORDER BY e.number) ORDER BY e.number LIMIT 4096
+      WINDOW w AS (ORDER BY e.number) ORDER BY e.number LIMIT 16384
     ) e WHERE e.n = 1 OR e.bytes <= $5 ORDER BY e.number)
   FROM tower_sse.journal j
   WHERE j.ns = $1 AND j.key = $2 AND ($3 IS NULL OR j.id = $3)
