@@ -389,6 +389,47 @@ pointers!(Arc, Box);
 /// record.values = vec![Value::new("boiler", false)]; // the current temperature of the boiler
 /// record.idempotency_key = Some("measurement-7".into());
 /// ```
+///
+/// # Storing a prepared record
+///
+/// [`Target::prepare`](crate::Target::prepare) returns a record, which an application can store in
+/// a table until it publishes the record. Store all three fields. The payload of a prepared record
+/// is UTF-8 text without the character U+0000, and so are the other texts. Either all values of a
+/// prepared record are set, or all are removed. So these columns are enough: `payload text`,
+/// `value_ids text[]` or a text with a JSON array, `removes boolean`, and `idempotency_key text`,
+/// which may be null.
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// use tower_sse::backplane::{Memory, NewRecord, Value};
+/// use tower_sse::{Event, Publisher};
+///
+/// struct Row { payload: String, value_ids: Vec<String>, removes: bool, idempotency_key: Option<String> }
+///
+/// fn to_row(record: NewRecord) -> Result<Row, std::string::FromUtf8Error> {
+///     Ok(Row {
+///         payload: String::from_utf8(record.payload.into())?,
+///         removes: record.values.first().is_some_and(|value| value.removes),
+///         value_ids: record.values.into_iter().map(|value| value.id.into()).collect(),
+///         idempotency_key: record.idempotency_key.map(Into::into),
+///     })
+/// }
+///
+/// fn to_record(row: Row) -> NewRecord {
+///     let mut record = NewRecord::new(row.payload.into());
+///     record.values = row.value_ids.into_iter().map(|id| Value::new(id, row.removes)).collect();
+///     record.idempotency_key = row.idempotency_key.map(Into::into);
+///     record
+/// }
+///
+/// let publisher = Publisher::new(Memory::new())?;
+/// let event = Event::new("temperature", "21.5").key("boiler").idempotency_key("measurement-7");
+/// let row = to_row(publisher.topic("sensors").prepare(event)?)?;
+/// for receipt in publisher.publish_prepared(vec![to_record(row)]).await {
+///     receipt?;
+/// }
+/// # Ok(()) }
+/// ```
 #[doc(alias = "Outgoing")]
 #[derive(Clone, Debug)]
 #[non_exhaustive]

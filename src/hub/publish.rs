@@ -4,6 +4,8 @@ use smallvec::SmallVec;
 
 use super::target::Source;
 use super::{Hub, Receipt, Target};
+use crate::backplane::NewRecord;
+use crate::hub::cluster::append;
 use crate::hub::cluster::shared_log::SharedLog;
 use crate::log::{Effect, Entry};
 use crate::types::{Audience, Event, InvalidName, Message, PublishError};
@@ -96,11 +98,23 @@ impl Hub {
     fn entry(&self, audience: Result<Audience, InvalidName>, event: &Event) -> Result<Entry, PublishError> {
         let audience = audience?;
         if event.idempotency_key.is_some() && self.inner.shared_log.is_none() {
-            return Err(PublishError::UNSHARED);
+            return Err(PublishError::KEY_UNSHARED);
         }
         let entry = Entry::new(audience, event, &self.settings().framing).map_err(|refused| refused.1)?;
         self.counters().payload(entry.draft.len());
         Ok(entry)
+    }
+
+    /// Returns the record of an event, if the event and its audience are valid.
+    fn prepare(&self, audience: Result<Audience, InvalidName>, event: &Event) -> Result<NewRecord, PublishError> {
+        if self.inner.shared_log.is_none() {
+            return Err(PublishError::RECORD_UNSHARED);
+        }
+        let Entry { audience, .. } = self.entry(audience, event)?;
+        if event.key.is_some() {
+            self.ignores_key(&audience);
+        }
+        Ok(append::record(&audience, event, |address| self.log().keeps_values(address)))
     }
 
     /// Returns the event and its audience, if both are valid and the hub is not closed.
@@ -229,6 +243,47 @@ impl Target<'_> {
         #[cfg(feature = "metrics")]
         call.end(std::slice::from_ref(&result));
         result
+    }
+
+    /// Checks an event and returns its record, without publishing it. The application stores the
+    /// record in its own transaction, and publishes it after the commit: [`NewRecord`] shows how to
+    /// store a record, and [`Publisher::publish_prepared`](crate::Publisher::publish_prepared)
+    /// publishes it.
+    ///
+    /// A hub without a shared log cannot prepare records, because no other process could publish
+    /// them. A drained hub can, so that requests which are in progress complete.
+    ///
+    /// The record has the present time as its time of publishing. The method logs a warning if the
+    /// [key](Event::key) of the event has no effect.
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// use tower_sse::backplane::Memory;
+    /// use tower_sse::{Event, Hub, Publisher};
+    ///
+    /// let log = Memory::new(); // in production a broker
+    /// let hub = Hub::builder().backplane(log.clone()).build()?;
+    /// let record = hub.user("ada").prepare(Event::new("document.renamed", "7"))?;
+    /// // Store the change and the record in one transaction, and commit it.
+    /// let publisher = Publisher::new(log)?;
+    /// for receipt in publisher.publish_prepared(vec![record]).await {
+    ///     receipt?;
+    /// }
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    /// Returns the errors of [`publish`](Self::publish), except those of a drained hub and of the
+    /// broker. Also returns an error if the log is not shared.
+    #[expect(clippy::needless_pass_by_value, reason = "the same signature as `publish`")]
+    pub fn prepare(self, event: Event) -> Result<NewRecord, PublishError> {
+        let hub = self.source;
+        let prepared = hub.prepare(self.audience, &event);
+        #[cfg(feature = "metrics")]
+        if let Err(error) = &prepared {
+            hub.metrics().publishing.failed(error);
+        }
+        prepared
     }
 
     /// Checks whether [`publish`](Self::publish) would accept this event. Use it to publish a batch

@@ -6,7 +6,7 @@ use super::builder::{HubBuilder, Shared};
 use super::publish::{join, log, split};
 use super::target::{Handle, Source, aim, targets};
 use super::{Hub, Receipt, Run, Target};
-use crate::backplane::{Backplane, LogPosition};
+use crate::backplane::{Backplane, LogPosition, NewRecord};
 use crate::hub::cluster::append;
 use crate::hub::config::configuration::Configuration;
 use crate::hub::observe::counters::KEY_IGNORED;
@@ -73,6 +73,14 @@ struct Inner {
     is_key_ignored_logged: AtomicBool,
     #[cfg(feature = "metrics")]
     metrics: PublishMetrics,
+}
+
+/// A record that was checked and encoded.
+struct Prepared {
+    record: NewRecord,
+    /// The kind of its audience, for the log.
+    kind: &'static str,
+    key_ignored: bool,
 }
 
 impl HubBuilder {
@@ -171,22 +179,52 @@ impl Publisher {
     where
         I: IntoIterator<Item = (Target<'a, Self>, Event)>,
     {
+        let prepare = |(target, event): (Target<'_, Self>, Event)| self.prepare(target.checked_for(self), &event);
+        self.publish_all(events.into_iter().map(prepare).collect()).await
+    }
+
+    /// Publishes records that [`Target::prepare`](Target::<Publisher>::prepare) has returned, in
+    /// this order, and returns one result for each record. The records may be of another publisher
+    /// or of a hub, for example from the outbox table of an application.
+    ///
+    /// The publisher sends the records like [`publish_many`](Self::publish_many). It does not check
+    /// them again. If a record was damaged, instances skip it, and its audience receives a
+    /// `hub.gap`. If a call is repeated after an error, or by a process that was started again, an
+    /// [idempotency key](NewRecord::idempotency_key) prevents a second event.
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// use tower_sse::{Event, Publisher, backplane::Memory};
+    ///
+    /// let publisher = Publisher::new(Memory::new())?;
+    /// let record = publisher.topic("news").prepare(Event::new("headline", "Bridge closed"))?;
+    /// for receipt in publisher.publish_prepared(vec![record]).await {
+    ///     assert!(!receipt?.key_ignored); // `prepare` has logged a key without an effect
+    /// }
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// Cancel safety: a dropped future may have published none, some or all of the records.
+    ///
+    /// # Errors
+    /// Each result has the errors of [`Target::publish`](Target::<Publisher>::publish) that concern
+    /// the broker or the runtime.
+    ///
+    /// # Panics
+    /// Panics under the same conditions as [`Target::publish`](Target::<Publisher>::publish).
+    pub async fn publish_prepared(&self, records: Vec<NewRecord>) -> Vec<Result<Receipt, PublishError>> {
+        let prepared = |record| Ok(Prepared { record, kind: "prepared", key_ignored: false });
+        self.publish_all(records.into_iter().map(prepared).collect()).await
+    }
+
+    async fn publish_all(&self, prepared: Vec<Result<Prepared, PublishError>>) -> Vec<Result<Receipt, PublishError>> {
         #[cfg(feature = "metrics")]
         let mut call = self.inner.metrics.begin();
-        let mut about = Vec::new();
-        let (records, errors) = split(events.into_iter().map(|(target, event)| {
-            let audience = self.checked(target.checked_for(self), &event)?;
-            let record = append::record(&audience, &event, |address| self.inner.policies.keeps_values(address));
-            about.push((audience.kind(), event.key.is_some() && record.values.is_empty()));
-            Ok(record)
-        }));
-        if about.iter().any(|(_, key_ignored)| *key_ignored)
-            && !self.inner.is_key_ignored_logged.swap(true, Ordering::Relaxed)
-        {
-            tracing::warn!(name: "sse.publish.key_ignored", "{KEY_IGNORED} (logged once)");
-        }
+        let (prepared, errors) = split(prepared);
         #[cfg(feature = "metrics")]
         call.waits_for(errors.len());
+        let (records, about): (Vec<_>, Vec<_>) =
+            prepared.into_iter().map(|Prepared { record, kind, key_ignored }| (record, (kind, key_ignored))).unzip();
         let positions = self.append(records).await.into_iter().zip(about);
         let receipt = |(position, (kind, key_ignored)): (Result<Position, PublishError>, _)| {
             let receipt = Receipt { position: position?, connections: 0, key_ignored };
@@ -199,13 +237,24 @@ impl Publisher {
         results
     }
 
+    /// Checks and encodes an event. Logs a warning if its key has no effect.
+    fn prepare(&self, audience: Result<Audience, InvalidName>, event: &Event) -> Result<Prepared, PublishError> {
+        let audience = self.checked(audience, event)?;
+        let record = append::record(&audience, event, |address| self.inner.policies.keeps_values(address));
+        let key_ignored = event.key.is_some() && record.values.is_empty();
+        if key_ignored && !self.inner.is_key_ignored_logged.swap(true, Ordering::Relaxed) {
+            tracing::warn!(name: "sse.publish.key_ignored", "{KEY_IGNORED} (logged once)");
+        }
+        Ok(Prepared { record, kind: audience.kind(), key_ignored })
+    }
+
     /// Checks an event by the same rules as a hub.
     fn checked(&self, audience: Result<Audience, InvalidName>, event: &Event) -> Result<Audience, PublishError> {
         let entry = Entry::new(audience?, event, &self.inner.configuration.settings.framing);
         entry.map(|entry| entry.audience).map_err(|refused| refused.1)
     }
 
-    async fn append(&self, records: Vec<crate::backplane::NewRecord>) -> Vec<Result<Position, PublishError>> {
+    async fn append(&self, records: Vec<NewRecord>) -> Vec<Result<Position, PublishError>> {
         if records.is_empty() {
             return Vec::new();
         }
@@ -302,6 +351,30 @@ impl Target<'_, Publisher> {
     pub async fn publish(self, event: Event) -> Result<Receipt, PublishError> {
         // `publish_many` returns one result for each event.
         self.source.publish_many([(self, event)]).await.pop().unwrap_or(Err(PublishError::CLOSED))
+    }
+
+    /// Checks an event and returns its record, without publishing it.
+    /// [`Target::prepare`](Target::<Hub>::prepare) describes the use of a prepared record.
+    ///
+    /// ```
+    /// use tower_sse::{Event, Publisher, backplane::Memory};
+    ///
+    /// let publisher = Publisher::new(Memory::new())?;
+    /// let record = publisher.user("ada").prepare(Event::new("report.ready", "7"))?;
+    /// assert!(record.payload.starts_with(b"{"));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// # Errors
+    /// Returns the errors of [`publish`](Self::publish), except those of the broker.
+    #[expect(clippy::needless_pass_by_value, reason = "the same signature as `publish`")]
+    pub fn prepare(self, event: Event) -> Result<NewRecord, PublishError> {
+        let prepared = self.source.prepare(self.audience, &event);
+        #[cfg(feature = "metrics")]
+        if let Err(error) = &prepared {
+            self.source.inner.metrics.failed(error);
+        }
+        prepared.map(|prepared| prepared.record)
     }
 
     /// Checks whether [`publish`](Self::publish) would accept this event. Use it to publish a batch

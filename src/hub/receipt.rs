@@ -37,6 +37,7 @@ pub struct Receipt {
     pub connections: usize,
     /// Whether the [key](crate::Event::key) of the event had no effect, because the retention of
     /// none of its targets keeps the newest event of each key. The hub or the publisher also logs a
-    /// warning. Always false for commands.
+    /// warning. Always false for commands, and for records of
+    /// [`Publisher::publish_prepared`](crate::Publisher::publish_prepared).
     pub key_ignored: bool,
 }

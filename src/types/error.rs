@@ -34,14 +34,15 @@ enum PublishErrorKind {
     Closed,
     Broker { is_unknown: bool, cause: Box<dyn Error + Send + Sync> },
     Shared,
-    Unshared,
+    Unshared(&'static str),
     NoRuntime,
 }
 
 impl PublishError {
     pub(crate) const NO_RUNTIME: Self = Self(PublishErrorKind::NoRuntime);
     pub(crate) const SHARED: Self = Self(PublishErrorKind::Shared);
-    pub(crate) const UNSHARED: Self = Self(PublishErrorKind::Unshared);
+    pub(crate) const KEY_UNSHARED: Self = Self(PublishErrorKind::Unshared("an idempotency key"));
+    pub(crate) const RECORD_UNSHARED: Self = Self(PublishErrorKind::Unshared("a prepared record"));
 
     pub(crate) fn broker(is_unknown: bool, cause: impl Error + Send + Sync + 'static) -> Self {
         Self(PublishErrorKind::Broker { is_unknown, cause: Box::new(cause) })
@@ -65,7 +66,8 @@ impl PublishError {
 
     /// Returns whether the event or its target is invalid, so that a retry cannot succeed. Causes
     /// are an invalid name or key, bytes that are not UTF-8, a value that cannot be serialized, a
-    /// payload or a union of targets over its limit, and an idempotency key without a shared log.
+    /// payload or a union of targets over its limit, and an idempotency key or a prepared record
+    /// without a shared log.
     #[must_use]
     pub fn is_invalid(&self) -> bool {
         !self.is_closed() && !self.is_unavailable()
@@ -144,7 +146,7 @@ impl fmt::Display for PublishError {
             }
             PublishErrorKind::Shared => f.write_str("`publish_now` cannot write to a shared log: await `publish`"),
             PublishErrorKind::NoRuntime => f.write_str("no tokio runtime: cannot write to the shared log"),
-            PublishErrorKind::Unshared => f.write_str("an idempotency key requires a shared log"),
+            PublishErrorKind::Unshared(what) => write!(f, "{what} requires a shared log"),
         }
     }
 }

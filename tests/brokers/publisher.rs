@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use tower_sse::backplane::{Backplane, LogLimits, Memory, Redis};
+use tower_sse::backplane::{Backplane, LogLimits, Memory, NewRecord, Redis, Value};
 use tower_sse::{Event, Hub, Publisher};
 
 use crate::instances::{Instance, builder};
@@ -78,9 +78,10 @@ async fn a_publisher_rejects_invalid_events_and_appends_none(log: impl Backplane
         (worker.topic("t"), Event::unnamed("x".repeat(1 << 20)), "payload of"),
     ] {
         let checked = recipients.check(&event).unwrap_err();
+        let prepared = recipients.clone().prepare(event.clone()).unwrap_err();
         let error = recipients.publish(event).await.unwrap_err();
         assert!(error.is_invalid() && error.to_string().starts_with(message), "{error}");
-        assert_eq!(checked.to_string(), error.to_string());
+        assert_eq!([checked.to_string(), prepared.to_string()], [error.to_string(), error.to_string()]);
     }
     let foreign = worker.publish_many([(other.topic("t"), valid())]).await;
     assert!(foreign[0].as_ref().unwrap_err().is_invalid());
@@ -93,6 +94,80 @@ async fn a_publisher_rejects_invalid_events_and_appends_none(log: impl Backplane
 }
 
 for_each_broker!(a_publisher_rejects_invalid_events_and_appends_none(log): memory, redis, nats, postgres);
+
+/// A record as a table stores it: texts and a boolean.
+struct Row {
+    payload: String,
+    values: Vec<String>,
+    removes: bool,
+    key: Option<String>,
+}
+
+fn row_of(record: &NewRecord) -> Row {
+    Row {
+        payload: String::from_utf8(record.payload.to_vec()).unwrap(),
+        values: record.values.iter().map(|value| value.id.to_string()).collect(),
+        removes: record.values.first().is_some_and(|value| value.removes),
+        key: record.idempotency_key.as_deref().map(str::to_owned),
+    }
+}
+
+fn record_of(row: Row) -> NewRecord {
+    let mut record = NewRecord::new(row.payload.into());
+    record.values = row.values.into_iter().map(|id| Value::new(id, row.removes)).collect();
+    record.idempotency_key = row.key.map(Into::into);
+    record
+}
+
+async fn prepared_record_is_an_event_only_after_it_is_published(log: impl Backplane + Clone) {
+    let (one, worker) = (instance(&log).await, worker(log.clone()));
+    let mut page = subscribe(one.server.addr, "/events?topic=t").await;
+    let target = || worker.topic("t").and(worker.topic("latest/a")).and(worker.topic("latest/b"));
+    let rows: Vec<_> = [
+        target().prepare(Event::new("v", "1").key("k").idempotency_key("order 7")),
+        worker.scope("acme").topic("latest/a").prepare(Event::unnamed("of a scope").key("k")),
+        one.hub.topic("t").prepare(Event::unnamed("by the hub")),
+        target().prepare(Event::removal("k").data("gone")),
+    ]
+    .into_iter()
+    .map(|record| row_of(&record.unwrap()))
+    .collect();
+    assert_eq!((last(&log).await, rows[0].values.len(), rows[3].removes), (0, 2, true));
+    let records: Vec<_> = rows.into_iter().map(record_of).collect();
+    let receipts = soon(worker.publish_prepared(records.clone())).await;
+    let positions: Vec<_> = receipts.into_iter().map(|receipt| receipt.unwrap().position).collect();
+    assert_eq!((positions.len(), last(&log).await), (4, 4));
+    let events = [page.next_own().await, page.next_own().await, page.next_own().await];
+    assert_eq!(events.each_ref().map(|event| &*event.data), ["1", "by the hub", "gone"]);
+    assert_eq!(events[0].id, positions[0].to_string());
+    // The event with an idempotency key is in the log once.
+    let again = soon(worker.publish_prepared(records[..1].to_vec())).await.remove(0).unwrap();
+    assert_eq!((again.position, last(&log).await), (positions[0], 4));
+    let values = soon(log.values()).await.unwrap();
+    assert_eq!(values.len(), 1, "{values:?}");
+    assert!(soon(worker.publish_prepared(Vec::new())).await.is_empty());
+}
+
+for_each_broker!(prepared_record_is_an_event_only_after_it_is_published(log): memory, redis, nats);
+
+#[tokio::test]
+async fn prepare_requires_a_shared_log() {
+    let hub = Hub::builder().build().unwrap();
+    let error = hub.topic("t").prepare(Event::unnamed("x")).unwrap_err();
+    assert!(error.is_invalid(), "{error}");
+    assert_eq!(error.to_string(), "a prepared record requires a shared log");
+}
+
+/// A request that is in progress during a drain commits its transaction.
+#[tokio::test]
+async fn drained_hub_prepares_records() {
+    let log = Memory::new();
+    let hub = builder().backplane(log.clone()).build().unwrap();
+    hub.drain(Duration::ZERO).await;
+    let record = hub.topic("t").prepare(Event::unnamed("x")).unwrap();
+    worker(log.clone()).publish_prepared(vec![record]).await.remove(0).unwrap();
+    assert_eq!(last(&log).await, 1);
+}
 
 async fn a_repeated_idempotency_key_is_one_event_at_every_instance(log: impl Backplane + Clone) {
     let (one, worker) = (instance(&log).await, worker(log.clone()));
