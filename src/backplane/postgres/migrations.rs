@@ -40,10 +40,7 @@ const LIMIT: Duration = Duration::from_secs(60);
 pub(super) async fn migrate(session: &Session) -> Answer<()> {
     let work = async {
         for migration in MIGRATIONS {
-            apply(session, migration).await.map_err(|error| {
-                let BackplaneError { kind, text } = classify(&error);
-                BackplaneError { kind, text: format!("{}: {text}", migration.name).into() }
-            })?;
+            apply(session, migration).await.map_err(|error| classify(&error).in_part(migration.name))?;
         }
         Ok(())
     };
