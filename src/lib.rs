@@ -231,7 +231,7 @@
 //!         .backplane(log)
 //! }
 //!
-//! let log = Memory::new(); // in production `Redis` or `Nats`, in several processes
+//! let log = Memory::new(); // in production `Redis`, `Nats` or `Postgres`, in several processes
 //! let (one, two) = (settings(log.clone()).build()?, settings(log.clone()).build()?);
 //! let worker = settings(log).publisher()?;
 //! worker.topic("reports/7").publish(Event::new("progress", "40").key("progress")).await?;
@@ -239,7 +239,8 @@
 //! # Ok(()) }
 //! ```
 //!
-//! `docs/guide/scaling.md` has settings, costs and limits.
+//! `docs/guide/scaling.md` has settings, costs and limits. With `Postgres`, a transaction of the
+//! application can publish events: `docs/postgres.md`.
 //!
 //! # Testing
 //!
@@ -261,6 +262,7 @@
 //! | `metrics` | no | metrics through the facade of the crate `metrics`, and `Hub::record_metrics`. `docs/metrics.md` lists them | 11 |
 //! | `nats` | no | `backplane::Nats`: several instances through a NATS server with JetStream | 74 |
 //! | `openapi` | no | `StreamSchema`: a stream with its events in an OpenAPI document. Depends on utoipa | 14 |
+//! | `postgres` | no | `backplane::Postgres`: several instances through a PostgreSQL database, and publishing in transactions | TODO(figures) |
 //! | `redis` | no | `backplane::Redis`: several instances through a Redis server | 59 |
 //! | `takeover` | no | `SseIo::take_over` and `Hub::listener_with_takeover`: less memory for idle streams, on Unix | 9 |
 //! | `test-kit` | no | `test_kit`: a client, a log with faults and checks, for the tests of applications | 12 |
@@ -302,6 +304,8 @@ mod documents {
     struct MetricsPage;
     #[doc = include_str!("../docs/mounting.md")]
     struct Mounting;
+    #[doc = include_str!("../docs/postgres.md")]
+    struct PostgresPage;
     #[doc = include_str!("../docs/recipes.md")]
     struct Recipes;
     #[doc = include_str!("../docs/scaling.md")]

@@ -3,12 +3,12 @@
 use std::fmt;
 use std::time::Duration;
 
-/// The limits of the records and current values that a broker retains, for `Redis::limits` and
-/// `Nats::limits`.
+/// The limits of the records and current values that a broker retains, for `Redis::limits`,
+/// `Nats::limits` and `Postgres::limits`.
 ///
 /// Above a limit, the broker removes the oldest records or values first. Set the same limits on all
-/// instances and publishers of a namespace: Redis applies the limits of the adapter that appends,
-/// and NATS applies the limits of the adapter that connected last.
+/// instances and publishers of a namespace: Redis and Postgres apply the limits of the adapter that
+/// appends, and NATS applies the limits of the adapter that connected last.
 ///
 /// ```
 /// # #[cfg(feature = "redis")] fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -39,7 +39,7 @@ impl LogLimits {
     }
 
     /// Sets the maximum number of retained records. Defaults to 100,000. A value of 0 counts as 1.
-    /// Redis may retain somewhat more records.
+    /// Redis may retain somewhat more records, and Postgres up to a sixteenth more.
     pub fn max_records(mut self, records: usize) -> Self {
         self.max_records = records.max(1);
         self
@@ -51,6 +51,10 @@ impl LogLimits {
     /// Redis always retains the newest record. It needs about 100 bytes of memory for each record
     /// in addition to this size.
     ///
+    /// Postgres always retains the newest record, and up to a sixteenth more than this size. It
+    /// needs about 110 bytes of disk for each record in addition, and as much space again for
+    /// deleted rows until vacuum has run.
+    ///
     /// NATS also counts the subject, the headers and about 30 bytes of each record. The NATS server
     /// reserves this size of its storage. If the server has not enough storage for a new log, every
     /// call fails with an error that names the reason. The NATS server rejects a record that is
@@ -60,8 +64,8 @@ impl LogLimits {
         self
     }
 
-    /// Sets the maximum age of a retained record. Defaults to one hour. Redis removes old records
-    /// only when a record is appended. On NATS, an age below 100 ms counts as 100 ms.
+    /// Sets the maximum age of a retained record. Defaults to one hour. Redis and Postgres remove
+    /// old records only when a record is appended. On NATS, an age below 100 ms counts as 100 ms.
     pub fn max_age(mut self, age: Duration) -> Self {
         self.max_age = age;
         self

@@ -28,9 +28,9 @@ use crate::types::{
 /// Keep one publisher for the life of the process. A publisher remembers the position of its newest
 /// record, and passes this position to the log with the next publish. If the log ends before this
 /// position, the log has lost records. It then begins a new epoch, and every stream gets a gap. A
-/// log on Redis also begins a new epoch if it has a different record at this position, which
-/// happens after a failover to a replica that was behind. A new publisher remembers no position, so
-/// its first publish detects no loss.
+/// log on Redis or Postgres also begins a new epoch if it has a different record at this position,
+/// which happens after a failover to a replica that was behind. A new publisher remembers no
+/// position, so its first publish detects no loss.
 ///
 /// A publisher checks events as [`Hub`](crate::Hub) does. It needs the same retention rules as the
 /// instances, because they set which topics keep the newest event of each [key](Event::key).
@@ -46,7 +46,7 @@ use crate::types::{
 ///     Hub::builder().retention_for(reports, Retention::latest_per_key()).backplane(log)
 /// }
 ///
-/// let log = Memory::new(); // in production `Redis` or `Nats`, in several processes
+/// let log = Memory::new(); // in production `Redis`, `Nats` or `Postgres`, in several processes
 /// let instance = settings(log.clone()).build()?;
 /// let publisher = settings(log).publisher()?;
 ///
@@ -98,7 +98,7 @@ impl HubBuilder {
     /// ```
     /// use tower_sse::{Hub, backplane::Memory};
     ///
-    /// let log = Memory::new(); // in production `Redis` or `Nats`
+    /// let log = Memory::new(); // in production `Redis`, `Nats` or `Postgres`
     /// let publisher = Hub::builder().max_payload(64 * 1024).backplane(log).publisher()?;
     /// assert!(Hub::builder().publisher().is_err()); // there is no log to publish to
     /// # let _ = publisher;
@@ -139,7 +139,7 @@ impl Publisher {
     /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
     /// use tower_sse::{Event, Publisher, backplane::Memory};
     ///
-    /// let publisher = Publisher::new(Memory::new())?; // in production `Redis` or `Nats`
+    /// let publisher = Publisher::new(Memory::new())?; // in production `Redis`, `Nats` or `Postgres`
     /// publisher.topic("news").publish(Event::new("headline", "Bridge closed")).await?;
     /// # Ok(()) }
     /// ```
@@ -287,7 +287,7 @@ impl Publisher {
     /// use tower_sse::backplane::Memory;
     /// use tower_sse::{Event, Hub, Publisher, RunEnd, RunState};
     ///
-    /// let log = Memory::new(); // in production `Redis` or `Nats`, in several processes
+    /// let log = Memory::new(); // in production `Redis`, `Nats` or `Postgres`, in several processes
     /// let instance = Hub::builder().backplane(log.clone()).build()?;
     /// let worker = Publisher::new(log)?;
     /// let writer = worker.run("imports/7").begin().await?;
