@@ -79,7 +79,7 @@ async fn sequence(shared: &Shared, session: &Session) -> Answer<bool> {
     let limits = Limits::new(shared);
     let row = session
         .one(
-            "SELECT tower_sse.sequence($1, $2, $3, $4, $5)",
+            "SELECT tower_sse.sequence_and_trim($1, $2, $3, $4, $5)",
             &[
                 (&shared.settings.namespace, Type::TEXT),
                 (&limits.records, Type::INT8),

@@ -365,15 +365,11 @@ BEGIN
   is_complete := result.is_complete;
 END $$;
 
--- Moves the committed records of the inbox into the log. Does nothing if another writer does that
--- now. Returns whether the inbox may have more records. Removes records above the limits, if there
--- are limits.
---
--- Programs without the crate call `tower_sse.sequence(ns)` after their commit, so that the instances
--- do not have to wait for their next poll.
-CREATE FUNCTION tower_sse.sequence(
-  ns text, max_records bigint DEFAULT NULL, max_bytes bigint DEFAULT NULL,
-  max_age_ms bigint DEFAULT NULL, max_values bigint DEFAULT NULL
+-- Moves the committed records of the inbox into the log, and removes records above the limits. Does
+-- nothing if another writer does that now. Returns whether the inbox may have more records. The
+-- instances call this function.
+CREATE FUNCTION tower_sse.sequence_and_trim(
+  ns text, max_records bigint, max_bytes bigint, max_age_ms bigint, max_values bigint
 ) RETURNS boolean
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET enable_bitmapscan = off AS $$
 #variable_conflict use_variable
@@ -403,6 +399,14 @@ BEGIN
   END IF;
   RETURN NOT result.is_complete;
 END $$;
+
+-- Moves the committed records of the inbox into the log. Programs without the crate call this
+-- function after their commit, so that the instances do not have to wait for their next poll.
+-- Returns whether the inbox may have more records.
+CREATE FUNCTION tower_sse.sequence(ns text) RETURNS boolean
+LANGUAGE sql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+  SELECT tower_sse.sequence_and_trim($1, NULL, NULL, NULL, NULL)
+$$;
 
 -- Returns the records above `after`, at most `max_records`, and at most `max_bytes` or one record.
 CREATE FUNCTION tower_sse.range(ns text, after bigint, max_records bigint, max_bytes bigint)
