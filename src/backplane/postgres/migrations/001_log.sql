@@ -39,7 +39,10 @@ CREATE TABLE tower_sse.inbox (
   removes text[],
   idempotency_key text,
   PRIMARY KEY (ns, xact, id)
-) WITH (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 5000, autovacuum_vacuum_insert_scale_factor = 0, autovacuum_vacuum_insert_threshold = 1000000);
+) WITH (
+  autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 5000,
+  autovacuum_vacuum_insert_scale_factor = 0, autovacuum_vacuum_insert_threshold = 1000000
+);
 
 CREATE TABLE tower_sse.log (
   ns text NOT NULL,
@@ -153,7 +156,8 @@ CREATE FUNCTION tower_sse.state(
   own_epoch bigint, own bigint, own_start bytea,
   OUT epoch bigint, OUT first bigint, OUT last bigint
 )
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET enable_bitmapscan = off AS $$
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+SET enable_seqscan = off SET enable_bitmapscan = off AS $$
 #variable_conflict use_variable
 DECLARE
   state record;
@@ -225,10 +229,10 @@ BEGIN
     -- `own` is 0 for a record of the inbox, or the number of the record in the call.
     SELECT 0 AS own, t.id, t.payload, t.key, t.sets, t.removes FROM taken t
     UNION ALL
-    SELECT p.n::integer, NULL, p.payload, p.key,
-      CASE WHEN cardinality(set_by) > 0 THEN ARRAY(SELECT s.id FROM unnest(set_by, sets) AS s(n, id) WHERE s.n = p.n) END,
-      CASE WHEN cardinality(removed_by) > 0 THEN ARRAY(SELECT s.id FROM unnest(removed_by, removes) AS s(n, id) WHERE s.n = p.n) END
+    SELECT p.n::integer, NULL, p.payload, p.key, s.ids, r.ids
     FROM unnest(payloads, keys) WITH ORDINALITY AS p(payload, key, n)
+    LEFT JOIN (SELECT v.n, array_agg(v.id) AS ids FROM unnest(set_by, sets) AS v(n, id) GROUP BY v.n) s ON s.n = p.n
+    LEFT JOIN (SELECT v.n, array_agg(v.id) AS ids FROM unnest(removed_by, removes) AS v(n, id) GROUP BY v.n) r ON r.n = p.n
   ), ordered AS MATERIALIZED (
     SELECT g.*, sha256(convert_to(g.key, 'UTF8')) AS hash, row_number() OVER (ORDER BY g.own, g.id) AS n FROM given g
   ), repeated AS MATERIALIZED (
@@ -344,7 +348,8 @@ CREATE FUNCTION tower_sse.append(
   max_records bigint, max_bytes bigint, max_age_ms bigint, max_values bigint, wait_ms bigint,
   OUT epoch bigint, OUT numbers bigint[], OUT last_before bigint, OUT is_complete boolean
 )
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET enable_bitmapscan = off AS $$
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+SET enable_seqscan = off SET enable_bitmapscan = off AS $$
 #variable_conflict use_variable
 DECLARE
   state record;
@@ -371,7 +376,8 @@ END $$;
 CREATE FUNCTION tower_sse.sequence_and_trim(
   ns text, max_records bigint, max_bytes bigint, max_age_ms bigint, max_values bigint
 ) RETURNS boolean
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET enable_bitmapscan = off AS $$
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+SET enable_seqscan = off SET enable_bitmapscan = off AS $$
 #variable_conflict use_variable
 DECLARE
   seen pg_snapshot;
@@ -411,15 +417,19 @@ $$;
 -- Returns the records above `after`, at most `max_records`, and at most `max_bytes` or one record.
 CREATE FUNCTION tower_sse.range(ns text, after bigint, max_records bigint, max_bytes bigint)
 RETURNS TABLE (number bigint, at_ms bigint, payload bytea)
-LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET enable_bitmapscan = off AS $$
-  SELECT r.number, (extract(epoch FROM r.at) * 1000)::bigint, r.payload
-  FROM (
-    SELECT l.number, l.at, l.payload,
-      l.bytes_before + octet_length(l.payload) - first_value(l.bytes_before) OVER w AS bytes, row_number() OVER w AS n
-    FROM tower_sse.log l
+LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+SET enable_seqscan = off SET enable_bitmapscan = off AS $$
+  WITH start AS MATERIALIZED (
+    SELECT l.number, l.bytes_before FROM tower_sse.log l
     WHERE l.ns = $1 AND l.number > greatest($2, (SELECT h.first - 1 FROM tower_sse.head h WHERE h.ns = $1))
-    WINDOW w AS (ORDER BY l.number) ORDER BY l.number LIMIT $3
-  ) r WHERE r.n = 1 OR r.bytes <= $4 ORDER BY r.number
+    ORDER BY l.number LIMIT 1
+  )
+  SELECT r.number, (extract(epoch FROM r.at) * 1000)::bigint, r.payload
+  FROM start s, LATERAL (
+    SELECT l.* FROM tower_sse.log l WHERE l.ns = $1 AND l.number >= s.number ORDER BY l.number LIMIT $3
+  ) r
+  WHERE r.number = s.number OR r.bytes_before + octet_length(r.payload) - s.bytes_before <= $4
+  ORDER BY r.number
 $$;
 
 CREATE FUNCTION tower_sse.current_values(ns text)

@@ -35,7 +35,8 @@ CREATE INDEX shared_by_expiry ON tower_sse.shared (expires_at);
 
 -- Returns the id of the newest control message, or 0.
 CREATE FUNCTION tower_sse.control_end(ns text) RETURNS bigint
-LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET enable_bitmapscan = off AS $$
+LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+SET enable_seqscan = off SET enable_bitmapscan = off AS $$
 #variable_conflict use_variable
 BEGIN
   -- Not max(), which reads all rows of a table without statistics.
@@ -47,7 +48,8 @@ END $$;
 -- Sends a control message to all instances. A lock orders the ids, so that no reader misses a
 -- message that becomes visible later than a message with a higher id.
 CREATE FUNCTION tower_sse.broadcast(ns text, stream smallint, message bytea, wait_ms bigint) RETURNS void
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET enable_bitmapscan = off AS $$
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+SET enable_seqscan = off SET enable_bitmapscan = off AS $$
 #variable_conflict use_variable
 DECLARE
   newest bigint;
@@ -67,15 +69,18 @@ END $$;
 -- since, returns the oldest messages.
 CREATE FUNCTION tower_sse.control_range(ns text, after bigint, max_messages bigint)
 RETURNS TABLE (id bigint, message bytea)
-LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET enable_bitmapscan = off AS $$
+LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+SET enable_seqscan = off SET enable_bitmapscan = off AS $$
 #variable_conflict use_column
 DECLARE
   start constant bigint := CASE WHEN after > tower_sse.control_end(ns) THEN 0 ELSE after END;
 BEGIN
   RETURN QUERY SELECT c.id, c.message FROM (
-    (SELECT c.id, c.message FROM tower_sse.control c WHERE c.ns = control_range.ns AND c.stream = 0 AND c.id > start ORDER BY c.id LIMIT max_messages)
+    (SELECT c.id, c.message FROM tower_sse.control c
+      WHERE c.ns = control_range.ns AND c.stream = 0 AND c.id > start ORDER BY c.id LIMIT max_messages)
     UNION ALL
-    (SELECT c.id, c.message FROM tower_sse.control c WHERE c.ns = control_range.ns AND c.stream = 1 AND c.id > start ORDER BY c.id LIMIT max_messages)
+    (SELECT c.id, c.message FROM tower_sse.control c
+      WHERE c.ns = control_range.ns AND c.stream = 1 AND c.id > start ORDER BY c.id LIMIT max_messages)
   ) c ORDER BY c.id LIMIT max_messages;
 END $$;
 

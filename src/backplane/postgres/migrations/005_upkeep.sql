@@ -3,7 +3,8 @@
 -- Removes the old control messages of a namespace, and the expired rows of all namespaces. Takes a
 -- few tenths of a second at most. Each instance calls this function about once a minute.
 CREATE FUNCTION tower_sse.clean(ns text) RETURNS void
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET enable_bitmapscan = off AS $$
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+SET enable_seqscan = off SET enable_bitmapscan = off AS $$
 #variable_conflict use_variable
 DECLARE
   now constant timestamptz := clock_timestamp();
@@ -18,7 +19,8 @@ BEGIN
       SELECT o.ctid FROM tower_sse.control o
       WHERE o.ns = ns AND o.stream = stream AND (
         o.at < now - interval '5 minutes'
-        OR o.id < (SELECT n.id FROM tower_sse.control n WHERE n.ns = ns AND n.stream = stream ORDER BY n.id DESC OFFSET 9999 LIMIT 1))
+        OR o.id < (
+          SELECT n.id FROM tower_sse.control n WHERE n.ns = ns AND n.stream = stream ORDER BY n.id DESC OFFSET 9999 LIMIT 1))
       ORDER BY o.id LIMIT 20000));
   END LOOP;
   -- A row that another transaction changes meanwhile has another `ctid`, and stays.
@@ -33,7 +35,8 @@ BEGIN
       DELETE FROM tower_sse.journal j WHERE j.ctid = ANY (ARRAY(
         (SELECT o.ctid FROM tower_sse.journal o WHERE o.forget_at <= now LIMIT 50)
         UNION ALL
-        (SELECT o.ctid FROM tower_sse.journal o WHERE o.forget_at IS NULL AND o.changed_at <= now - interval '24 hours' LIMIT 50)))
+        (SELECT o.ctid FROM tower_sse.journal o
+          WHERE o.forget_at IS NULL AND o.changed_at <= now - interval '24 hours' LIMIT 50)))
       RETURNING j.ns, j.key, j.id
     ), entries AS (
       DELETE FROM tower_sse.journal_entry e USING forgotten f WHERE e.ns = f.ns AND e.key = f.key AND e.id = f.id
