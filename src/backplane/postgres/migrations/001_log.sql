@@ -417,20 +417,25 @@ $$;
 -- Returns the records above `after`, at most `max_records`, and at most `max_bytes` or one record.
 CREATE FUNCTION tower_sse.range(ns text, after bigint, max_records bigint, max_bytes bigint)
 RETURNS TABLE (number bigint, at_ms bigint, payload bytea)
-LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 SET enable_seqscan = off SET enable_bitmapscan = off AS $$
-  WITH start AS MATERIALIZED (
-    SELECT l.number, l.bytes_before FROM tower_sse.log l
-    WHERE l.ns = $1 AND l.number > greatest($2, (SELECT h.first - 1 FROM tower_sse.head h WHERE h.ns = $1))
-    ORDER BY l.number LIMIT 1
-  )
-  SELECT r.number, (extract(epoch FROM r.at) * 1000)::bigint, r.payload
-  FROM start s, LATERAL (
-    SELECT l.* FROM tower_sse.log l WHERE l.ns = $1 AND l.number >= s.number ORDER BY l.number LIMIT $3
-  ) r
-  WHERE r.number = s.number OR r.bytes_before + octet_length(r.payload) - s.bytes_before <= $4
-  ORDER BY r.number
-$$;
+#variable_conflict use_column
+DECLARE
+  oldest constant bigint := (SELECT h.first FROM tower_sse.head h WHERE h.ns = range.ns);
+  start bigint;
+  bytes bigint;
+BEGIN
+  -- Records below `oldest` are deleted, and reading past many deleted rows takes long.
+  SELECT l.number, l.bytes_before INTO start, bytes FROM tower_sse.log l
+    WHERE l.ns = range.ns AND l.number > greatest(after, oldest - 1) ORDER BY l.number LIMIT 1;
+  RETURN QUERY
+    SELECT r.number, (extract(epoch FROM r.at) * 1000)::bigint, r.payload
+    FROM (
+      SELECT l.* FROM tower_sse.log l WHERE l.ns = range.ns AND l.number >= start ORDER BY l.number LIMIT max_records
+    ) r
+    WHERE r.number = start OR r.bytes_before + octet_length(r.payload) - bytes <= max_bytes
+    ORDER BY r.number;
+END $$;
 
 CREATE FUNCTION tower_sse.current_values(ns text)
 RETURNS TABLE (id text, number bigint, at_ms bigint, payload bytea)
