@@ -3,10 +3,11 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use futures::future::join_all;
 use tokio::runtime::Handle;
-use tokio::sync::oneshot;
+use tokio::sync::{Notify, oneshot};
 use tokio_postgres::types::Type;
 
 use super::super::{Answer, BackplaneError, LogPosition, NewRecord, Seen};
@@ -18,12 +19,20 @@ const MAX_RECORDS: usize = 1000;
 /// The approximate maximum number of bytes of one transaction.
 const MAX_BYTES: usize = 4 << 20;
 
+/// The minimum time between two transactions that only move records of the inbox. Otherwise an
+/// application that commits all the time would cause transactions all the time.
+const MOVE_INTERVAL: Duration = Duration::from_millis(5);
+
 /// The appends that wait for the task of this runtime.
 #[derive(Default)]
 pub(super) struct Queue {
     waiting: VecDeque<Part>,
+    /// Wakes the task while it waits for [`MOVE_INTERVAL`].
+    arrived: Arc<Notify>,
     /// Whether records of the inbox wait to be moved into the log.
     has_inbox: bool,
+    /// The time at which the last transaction began.
+    began_at: Option<Instant>,
     /// Whether the task runs.
     is_running: bool,
 }
@@ -53,7 +62,11 @@ pub(super) async fn append(
         answers.push(receiver);
         parts.push_back(Part { records, seen, answer });
     }
-    if let Err(error) = enqueue(shared, |queue| queue.waiting.append(&mut parts)) {
+    let push = |queue: &mut Queue| {
+        queue.waiting.append(&mut parts);
+        queue.arrived.notify_one();
+    };
+    if let Err(error) = enqueue(shared, push) {
         return counts.iter().flat_map(|&count| (0..count).map(|_| Err(error.duplicate()))).collect();
     }
     let mut results = Vec::new();
@@ -88,16 +101,22 @@ fn enqueue(shared: &Arc<Shared>, change: impl FnOnce(&mut Queue)) -> Answer<()> 
 
 /// Sends transactions until nothing waits.
 async fn run(shared: &Shared, queue: &crate::sync::Mutex<Queue>) {
+    let arrived = Arc::clone(&queue.lock().arrived);
     loop {
-        let parts = {
+        let next = {
             let mut queue = queue.lock();
-            let parts = queue.take();
-            if parts.is_empty() && !queue.has_inbox {
+            if queue.waiting.is_empty() && !queue.has_inbox {
                 queue.is_running = false;
                 return;
             }
-            queue.has_inbox = false;
-            parts
+            queue.next()
+        };
+        let parts = match next {
+            Ok(parts) => parts,
+            Err(pause) => {
+                let _ = tokio::time::timeout(pause, arrived.notified()).await;
+                continue;
+            }
         };
         match transaction(shared, &parts).await {
             Ok((mut positions, is_complete)) => {
@@ -119,6 +138,18 @@ async fn run(shared: &Shared, queue: &crate::sync::Mutex<Queue>) {
 }
 
 impl Queue {
+    /// Begins the next transaction, and returns its parts. The error is the time to wait before a
+    /// transaction that only moves records of the inbox.
+    fn next(&mut self) -> Result<Vec<Part>, Duration> {
+        let since = self.began_at.map_or(MOVE_INTERVAL, |at| at.elapsed());
+        if self.waiting.is_empty() && since < MOVE_INTERVAL {
+            return Err(MOVE_INTERVAL - since);
+        }
+        self.has_inbox = false;
+        self.began_at = Some(Instant::now());
+        Ok(self.take())
+    }
+
     /// Removes the parts of the next transaction.
     fn take(&mut self) -> Vec<Part> {
         let (mut records, mut bytes) = (0, 0);
@@ -247,7 +278,7 @@ pub(super) struct Limits {
 impl Limits {
     pub(super) fn new(shared: &Shared) -> Self {
         let limits = &shared.settings.limits;
-        let millis = |time: std::time::Duration| i64::try_from(time.as_millis()).unwrap_or(i64::MAX);
+        let millis = |time: Duration| i64::try_from(time.as_millis()).unwrap_or(i64::MAX);
         // A century. The server cannot calculate with much longer ages.
         const MAX_AGE_MS: i64 = 100 * 366 * 86_400_000;
         Self {

@@ -41,13 +41,24 @@ pub(super) struct Database {
     is_warned: Arc<AtomicBool>,
 }
 
-/// Counts the notifications of a connection, by their kind.
+/// The notifications that a connection has received.
 #[derive(Clone, Copy, Default)]
 pub(super) struct Notifications {
-    /// Records were appended, or were published to the inbox.
-    pub(super) log: u64,
-    /// Control messages were sent.
-    pub(super) control: u64,
+    /// The number of the newest record in the log.
+    pub(super) newest: i64,
+    /// How often records were published to the inbox.
+    pub(super) inbox: u64,
+}
+
+impl Notifications {
+    fn add(&mut self, payload: &str) {
+        match payload.strip_prefix("log ").and_then(|number| number.parse().ok()) {
+            Some(newest) => self.newest = self.newest.max(newest),
+            None if payload == "inbox" => self.inbox += 1,
+            // A notification of control messages only wakes the stream.
+            None => {}
+        }
+    }
 }
 
 /// An open connection.
@@ -187,10 +198,7 @@ where
         loop {
             match poll_fn(|context| connection.poll_message(context)).await {
                 Some(Ok(AsyncMessage::Notification(notification))) => {
-                    sender.send_modify(|counts| match notification.payload() {
-                        "control" => counts.control += 1,
-                        _ => counts.log += 1,
-                    });
+                    sender.send_modify(|received| received.add(notification.payload()));
                 }
                 Some(Ok(_)) => {}
                 Some(Err(_)) | None => return,
@@ -273,7 +281,7 @@ pub(super) fn get<'r, T: tokio_postgres::types::FromSql<'r>>(row: &'r Row, colum
     row.try_get(column).map_err(|error| BackplaneError::rejected(format!("unexpected answer: {error}")))
 }
 
-/// Waits until `poll` is due or a notification arrives.
+/// Waits for a notification, at most for `poll`.
 pub(super) async fn notified(notifications: &mut watch::Receiver<Notifications>, poll: Duration) {
     // An error means that the connection has ended. The next request then returns its error.
     let changed = async {

@@ -30,52 +30,53 @@ pub(super) fn tail(shared: Arc<Shared>, after: u64) -> BoxStream<'static, Answer
         let session = shared.open_stream().await?;
         let mut notifications = session.notifications.clone();
         let mut appended = shared.appended.subscribe();
-        let poll = shared.settings.poll_interval;
+        let listens = shared.settings.listens;
         let mut after = i64::try_from(after).unwrap_or(i64::MAX);
         let mut clean_at = Instant::now() + CLEAN.mul_f64(fastrand::f64());
-        let mut read_at = Instant::now();
-        let mut seen = 0;
+        let (mut move_at, mut read_at) = (Instant::now(), Instant::now());
+        let mut inbox = 0;
         loop {
-            let notified_log = notifications.borrow_and_update().log;
+            let received = *notifications.borrow_and_update();
             let appended_here = *appended.borrow_and_update();
+            let now = Instant::now();
+            let moves = move_at <= now || received.inbox != inbox;
+            let reads = read_at <= now || received.newest > after;
+            inbox = received.inbox;
             // Both requests are sent at once. The second reads what the first has committed.
-            let reads = !shared.settings.listens || read_at <= Instant::now() || notified_log != seen;
-            let read = async {
-                if reads { records(&session, &shared.settings.namespace, after).await } else { Ok(Vec::new()) }
-            };
-            let (has_more, batch) = join(sequence(&shared, &session), read).await;
+            let work = async { if moves { move_inbox(&shared, &session).await } else { Ok(false) } };
+            let read = async { if reads { records(&session, &shared.settings.namespace, after).await } else { Ok(Vec::new()) } };
+            let (has_more, batch) = join(work, read).await;
             let (has_more, batch) = (has_more?, batch?);
-            seen = notified_log;
+            if moves && !has_more {
+                // Instances that look at different times find a record earlier.
+                move_at = Instant::now() + shared.settings.poll_interval.mul_f64(0.5 + fastrand::f64() / 2.0);
+            }
             if let Some(newest) = batch.last() {
                 after = newest.sequence.cast_signed();
-                read_at = Instant::now();
                 yield batch;
                 continue;
             }
             if reads {
-                read_at = Instant::now() + CHECK;
+                read_at = if listens { Instant::now() + CHECK } else { move_at };
             }
             if clean_at <= Instant::now() {
                 clean_at = Instant::now() + CLEAN.mul_f64(0.5 + fastrand::f64());
                 let namespace = &shared.settings.namespace;
                 session.one("SELECT tower_sse.clean($1)", &[(namespace, Type::TEXT)]).await?;
             }
-            if has_more {
-                continue;
-            }
-            // Instances that poll at different times find a record earlier.
-            let poll = poll.mul_f64(0.5 + fastrand::f64() / 2.0);
-            if shared.settings.listens {
+            let poll = move_at.min(read_at).saturating_duration_since(Instant::now());
+            if listens {
                 notified(&mut notifications, poll).await;
-            } else {
-                let _ = tokio::time::timeout(poll, appended.wait_for(|count| *count != appended_here)).await;
+            } else if tokio::time::timeout(poll, appended.wait_for(|count| *count != appended_here)).await.is_ok() {
+                // This process has appended records.
+                read_at = Instant::now();
             }
         }
     })
 }
 
 /// Moves the records of the inbox into the log. Returns whether there may be more of them.
-async fn sequence(shared: &Shared, session: &Session) -> Answer<bool> {
+async fn move_inbox(shared: &Shared, session: &Session) -> Answer<bool> {
     let limits = Limits::new(shared);
     let row = session
         .one(

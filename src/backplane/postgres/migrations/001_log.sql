@@ -281,7 +281,7 @@ BEGIN
     (SELECT count(*) FROM found) = (SELECT count(*) FROM candidates)
   INTO numbers, written, taken, is_complete;
   IF written > 0 THEN
-    PERFORM pg_notify(tower_sse.channel(ns), 'log');
+    PERFORM pg_notify(tower_sse.channel(ns), 'log ' || last + written);
   END IF;
 END $$;
 
