@@ -284,6 +284,8 @@ struct Readme;
 /// with Rust code is in this list.
 #[cfg(all(doctest, feature = "axum-listener"))]
 mod documents {
+    #[doc = include_str!("../docs/adapters.md")]
+    struct Adapters;
     #[doc = include_str!("../docs/comparison.md")]
     struct Comparison;
     #[doc = include_str!("../docs/deployment.md")]

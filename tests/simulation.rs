@@ -25,7 +25,6 @@ use futures::future::BoxFuture;
 use futures::stream::BoxStream;
 use futures::{FutureExt, StreamExt};
 use tokio::time::{Instant, sleep, sleep_until};
-use tower_sse::backplane::sealed::Sealed;
 use tower_sse::backplane::{
     Backplane, BackplaneError, ControlMessage, ControlStream, CurrentValue, LogPosition, LogState, Memory, NewRecord,
     Range, ReadLimit, Seen, Stored,
@@ -68,8 +67,6 @@ impl Heard {
         Ok(&self.log)
     }
 }
-
-impl Sealed for Heard {}
 
 pass_journals!(Heard);
 

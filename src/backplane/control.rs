@@ -33,6 +33,29 @@ pub enum ControlStream {
     Presence,
 }
 
+impl ControlStream {
+    /// All control streams. An adapter listens to each of them.
+    pub const ALL: &[Self] = &[Self::Commands, Self::Presence];
+
+    /// Returns the name of the stream, of lower case letters and underscores. An adapter can use it
+    /// in a key or a subject of the broker, so that it stores streams of later versions separately
+    /// too.
+    ///
+    /// ```
+    /// use tower_sse::backplane::ControlStream;
+    ///
+    /// let keys = ControlStream::ALL.iter().map(|stream| format!("shop:{}", stream.name()));
+    /// assert_eq!(keys.collect::<Vec<_>>(), ["shop:commands", "shop:presence"]);
+    /// ```
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Commands => "commands",
+            Self::Presence => "presence",
+        }
+    }
+}
+
 /// A control message that [`Backplane::listen`](super::Backplane::listen) returns.
 ///
 /// ```
@@ -50,11 +73,18 @@ pub enum ControlStream {
 /// ```
 #[doc(alias = "Told")]
 #[derive(Clone, Debug, PartialEq, Eq)]
-#[allow(clippy::exhaustive_structs, reason = "adapters make them")]
+#[non_exhaustive]
 pub struct ControlMessage {
     /// The position of the message in the control streams, in the adapter's own format.
     /// [`Backplane::listen`](super::Backplane::listen) can continue after this position.
     pub mark: Box<str>,
     /// The bytes of the message.
     pub message: Bytes,
+}
+
+impl ControlMessage {
+    /// Creates a message with its mark.
+    pub fn new(mark: impl Into<Box<str>>, message: Bytes) -> Self {
+        Self { mark: mark.into(), message }
+    }
 }

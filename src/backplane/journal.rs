@@ -12,7 +12,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures::future::BoxFuture;
 
-use super::{BackplaneError, sealed};
+use super::BackplaneError;
 
 /// The time after which a broker may forget an open journal to which nothing was appended. The time
 /// is longer than the longest pause of a run, and it bounds the storage of journals that were never
@@ -58,7 +58,7 @@ pub(crate) const MAX_KEEP: Duration = Duration::from_secs(24 * 3600);
 /// assert!(page.is_closed);
 /// # Ok(()) }
 /// ```
-pub trait Journals: sealed::Sealed + Send + Sync + 'static {
+pub trait Journals: Send + Sync + 'static {
     /// Begins a journal with its first entry, unless the key has an open journal.
     ///
     /// Replaces a closed journal of the key. Of several callers that begin a journal at once, one
@@ -124,8 +124,9 @@ impl JournalId {
         }
     }
 
-    /// Creates a random id.
-    pub(crate) fn random() -> Self {
+    /// Creates a random id, for a journal that an adapter begins.
+    #[must_use]
+    pub fn random() -> Self {
         Self(NonZeroU64::MIN.saturating_add(fastrand::u64(..u64::MAX)))
     }
 
@@ -155,7 +156,7 @@ impl fmt::Display for JournalId {
 /// # Ok(()) }
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[allow(clippy::exhaustive_enums, reason = "a key has an open journal or not")]
+#[non_exhaustive]
 pub enum Begun {
     /// The call began this journal.
     New(JournalId),
@@ -178,7 +179,7 @@ pub enum Begun {
 /// # Ok(()) }
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[allow(clippy::exhaustive_enums, reason = "an append has its effect or not")]
+#[non_exhaustive]
 pub enum JournalAppend {
     /// The journal has the entry.
     Appended,
@@ -197,11 +198,11 @@ pub enum JournalAppend {
 /// let Begun::New(id) = log.begin_journal("answers/7", "first".into()).await? else { panic!() };
 /// log.append_journal("answers/7", id, 1, "second".into(), None).await?;
 /// let page = log.read_journal("answers/7", Some(id), 1, 1 << 20).await?;
-/// assert_eq!(page, Some(JournalPage { id, entries: vec!["second".into()], last: 2, is_closed: false }));
+/// assert_eq!(page, Some(JournalPage::new(id, vec!["second".into()], 2, false)));
 /// # Ok(()) }
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
-#[allow(clippy::exhaustive_structs, reason = "adapters make them")]
+#[non_exhaustive]
 pub struct JournalPage {
     /// The id of the journal.
     pub id: JournalId,
@@ -211,6 +212,14 @@ pub struct JournalPage {
     pub last: u64,
     /// Whether the journal was closed with the entry `last`.
     pub is_closed: bool,
+}
+
+impl JournalPage {
+    /// Creates a page with these entries of a journal whose newest entry has the number `last`.
+    #[must_use]
+    pub const fn new(id: JournalId, entries: Vec<Bytes>, last: u64, is_closed: bool) -> Self {
+        Self { id, entries, last, is_closed }
+    }
 }
 
 /// Returns how many of these entries, from the first on, fit into a page: at least one.

@@ -14,7 +14,6 @@ use tokio::time::{Duration, Instant};
 use super::journal::{Begun, JournalAppend, JournalId, JournalPage, Journals};
 use super::memory_control::{Control, Mark};
 use super::memory_journals::MemoryJournals;
-use super::sealed::Sealed;
 use super::{
     Answer, Backplane, BackplaneError, ControlMessage, ControlStream, CurrentValue, LogPosition, LogState, NewRecord,
     Range, ReadLimit, Seen, Stored,
@@ -173,8 +172,6 @@ impl Log {
         limit.take(self.records.range(start..).cloned())
     }
 }
-
-impl Sealed for Memory {}
 
 impl Backplane for Memory {
     fn append(&self, records: Vec<NewRecord>, seen: Option<Seen>) -> BoxFuture<'_, Vec<Answer<LogPosition>>> {

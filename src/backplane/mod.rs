@@ -5,6 +5,9 @@
 //! `redis`, `nats` and `postgres`) for production. [`Memory`] needs no broker. It is for tests and for several hubs in
 //! one process. An adapter stores records as bytes. It has no access to the hub's connections.
 //!
+//! Other crates can implement [`Backplane`] for further brokers. `docs/adapters.md` describes how,
+//! with a complete example. `test_kit::check_backplane` (feature `test-kit`) checks an adapter.
+//!
 //! # Guarantees of an adapter
 //!
 //! - **Order.** The log numbers its records 1, 2, 3 and so on, without holes. All writers and
@@ -94,15 +97,6 @@ pub use redis::Redis;
 
 /// The result of a request to a broker.
 pub(crate) type Answer<T> = Result<T, BackplaneError>;
-
-/// Prevents other crates from implementing [`Backplane`]. The module is public but hidden, because
-/// the integration tests of this crate implement [`Backplane`].
-#[doc(hidden)]
-pub mod sealed {
-    /// The supertrait of [`Journals`](super::Journals) and [`Backplane`](super::Backplane). Only
-    /// this crate and its tests implement it.
-    pub trait Sealed {}
-}
 
 /// Waits for the answer of a broker. Returns an [unknown](BackplaneError::is_unknown) error after
 /// `limit`.

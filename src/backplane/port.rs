@@ -9,14 +9,14 @@ use futures::stream::BoxStream;
 
 use super::{
     Answer, BackplaneError, Begun, ControlMessage, ControlStream, CurrentValue, JournalAppend, JournalId, JournalPage,
-    Journals, LogPosition, LogState, NewRecord, Range, ReadLimit, Seen, Stored, sealed,
+    Journals, LogPosition, LogState, NewRecord, Range, ReadLimit, Seen, Stored,
 };
 
 /// A log that several instances share. The [module](super) lists its guarantees.
 ///
-/// The trait is sealed, because its methods may still change. Other crates can call the methods.
-/// They cannot implement the trait without a hidden trait, which is not covered by semantic
-/// versioning.
+/// Other crates can implement the trait for further brokers. `docs/adapters.md` describes how, and
+/// `test_kit::check_backplane` (feature `test-kit`) checks an adapter. Later versions add methods
+/// only with a default implementation, and the types of the calls are extensible.
 ///
 /// ```
 /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -104,11 +104,11 @@ pub trait Backplane: Journals {
     /// example.
     ///
     /// Messages are small, and adapters retain them only for a short time. Messages of one
-    /// [`ControlStream`] never displace messages of the other.
+    /// [`ControlStream`] never displace messages of another.
     #[doc(alias = "tell")]
     fn broadcast(&self, stream: ControlStream, message: Bytes) -> BoxFuture<'_, Result<(), BackplaneError>>;
 
-    /// Streams the control messages of all instances, of both control streams. [`ControlMessage`]
+    /// Streams the control messages of all instances, of all control streams. [`ControlMessage`]
     /// has an example.
     ///
     /// Messages of one [`ControlStream`] arrive in the order in which they were sent. A message of
@@ -196,8 +196,6 @@ pub trait Backplane: Journals {
 /// Implements [`Backplane`] for smart pointers to a log.
 macro_rules! pointers {
     ($($pointer:ident),*) => {$(
-        impl<B: Backplane + ?Sized> sealed::Sealed for $pointer<B> {}
-
         impl<B: Backplane + ?Sized> Journals for $pointer<B> {
             fn begin_journal(&self, key: &str, first: Bytes) -> BoxFuture<'_, Answer<Begun>> {
                 (**self).begin_journal(key, first)

@@ -117,12 +117,20 @@ impl Value {
 /// ```
 #[doc(alias = "Place")]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[allow(clippy::exhaustive_structs, reason = "a position has no other parts")]
+#[non_exhaustive]
 pub struct LogPosition {
     /// The epoch of the log.
     pub epoch: u64,
     /// The number of the record in the log. The first record has the number 1.
     pub sequence: u64,
+}
+
+impl LogPosition {
+    /// Creates the position of the record with this number in this epoch.
+    #[must_use]
+    pub const fn new(epoch: u64, sequence: u64) -> Self {
+        Self { epoch, sequence }
+    }
 }
 
 /// The highest position that a caller has seen.
@@ -140,7 +148,7 @@ pub type Seen = LogPosition;
 /// ```
 #[doc(alias = "State")]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[allow(clippy::exhaustive_structs, reason = "adapters make them")]
+#[non_exhaustive]
 pub struct LogState {
     /// The epoch of the log.
     pub epoch: u64,
@@ -149,6 +157,15 @@ pub struct LogState {
     /// The number of the newest record, even if the log no longer retains this record. 0 if no
     /// record was appended.
     pub last: u64,
+}
+
+impl LogState {
+    /// Creates the state of a log in this epoch, with the numbers of the oldest retained record and
+    /// of the newest record.
+    #[must_use]
+    pub const fn new(epoch: u64, first: u64, last: u64) -> Self {
+        Self { epoch, first, last }
+    }
 }
 
 /// A record that was read from the log.
@@ -217,10 +234,17 @@ impl Stored {
 /// ```
 #[doc(alias = "Current")]
 #[derive(Clone, Debug, PartialEq, Eq)]
-#[allow(clippy::exhaustive_structs, reason = "adapters make them")]
+#[non_exhaustive]
 pub struct CurrentValue {
     /// The [`Value::id`] that the record set. One record may be the current value of several ids.
     pub id: Box<str>,
     /// The record that set the value.
     pub record: Stored,
+}
+
+impl CurrentValue {
+    /// Creates the current value of an id.
+    pub fn new(id: impl Into<Box<str>>, record: Stored) -> Self {
+        Self { id: id.into(), record }
+    }
 }

@@ -11,7 +11,6 @@ use tokio::sync::watch;
 use tokio::task::yield_now;
 
 use super::faults::{Both, Call, Fault, Faults, Operation};
-use crate::backplane::sealed::Sealed;
 use crate::backplane::{
     Answer, Backplane, BackplaneError, Begun, ControlMessage, ControlStream, CurrentValue, JournalAppend, JournalId,
     JournalPage, Journals, LogPosition, LogState, Memory, NewRecord, Range, ReadLimit, Seen, Stored,
@@ -310,8 +309,6 @@ fn unavailable() -> BackplaneError {
 fn rejected() -> BackplaneError {
     BackplaneError::rejected("the test has made the broker reject the request")
 }
-
-impl Sealed for LogConnection {}
 
 impl Backplane for LogConnection {
     fn append(&self, records: Vec<NewRecord>, seen: Option<Seen>) -> BoxFuture<'_, Vec<Answer<LogPosition>>> {

@@ -51,7 +51,7 @@ fn texts(entries: &[Bytes]) -> Vec<String> {
 
 fn page(id: JournalId, entries: &[&str], last: u64, is_closed: bool) -> JournalPage {
     let entries = entries.iter().map(|entry| Bytes::from((*entry).to_owned())).collect();
-    JournalPage { id, entries, last, is_closed }
+    JournalPage::new(id, entries, last, is_closed)
 }
 
 use JournalAppend::{Appended, Conflict};

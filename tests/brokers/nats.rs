@@ -220,8 +220,8 @@ async fn a_deleted_stream_is_created_again_in_a_new_epoch() {
     let place = append(&one, vec![record("new")]).await[0];
     assert!(place.epoch != before[0].epoch && place.sequence == 1, "{place:?}");
     // The other client still has the old epoch, and learns the new one from its first append.
-    assert_eq!(append(&two, vec![record("newer")]).await, [LogPosition { epoch: place.epoch, sequence: 2 }]);
-    assert_eq!(soon(two.state(None)).await.unwrap(), LogState { epoch: place.epoch, first: 1, last: 2 });
+    assert_eq!(append(&two, vec![record("newer")]).await, [LogPosition::new(place.epoch, 2)]);
+    assert_eq!(soon(two.state(None)).await.unwrap(), LogState::new(place.epoch, 1, 2));
     assert!(values(&two).await.is_empty());
     assert!(soon(tail.next()).await.unwrap().is_err());
 }

@@ -202,7 +202,7 @@ pub async fn use_everything(log: &Nats, limit: Duration) -> Vec<BackplaneError> 
         let next = tokio::time::timeout(limit, log.tail(state.last).next().map(Option::unwrap)).await;
         note(next.unwrap_or_else(late).map(drop));
         // The log begins a new epoch.
-        let all = LogPosition { epoch: state.epoch, sequence: u64::from(u32::MAX) };
+        let all = LogPosition::new(state.epoch, u64::from(u32::MAX));
         note(soon(log.state(Some(all))).await.map(drop));
     }
     note(state.map(drop));

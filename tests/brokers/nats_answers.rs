@@ -66,7 +66,7 @@ fn assert_unavailable<T: std::fmt::Debug>(read: Result<T, BackplaneError>) {
 }
 
 fn seen(state: LogState) -> Option<LogPosition> {
-    Some(LogPosition { epoch: state.epoch, sequence: state.last })
+    Some(LogPosition::new(state.epoch, state.last))
 }
 
 /// Every replica of a stream answers while the stream has no leader.
@@ -120,14 +120,14 @@ async fn a_log_of_a_cluster_that_has_lost_records_begins_one_epoch() {
         if is_open {
             assert_eq!(soon(member.state(None)).await.unwrap(), before);
         }
-        let seen = Some(LogPosition { epoch: before.epoch, sequence: before.last + lost });
+        let seen = Some(LogPosition::new(before.epoch, before.last + lost));
         let state = soon(member.state(seen)).await.unwrap();
         assert_ne!(state.epoch, before.epoch, "{lost} {is_open}");
         assert_eq!(soon(member.state(seen)).await.unwrap().epoch, state.epoch);
         assert_eq!(soon(log.state(seen)).await.unwrap().epoch, state.epoch);
         // A position above every number makes the log begin another epoch, as the hub requires when
         // it has found other records at the same numbers.
-        let all = Some(LogPosition { epoch: state.epoch, sequence: u64::from(u32::MAX) });
+        let all = Some(LogPosition::new(state.epoch, u64::from(u32::MAX)));
         assert_ne!(soon(member.state(all)).await.unwrap().epoch, state.epoch);
     }
 }
@@ -139,7 +139,7 @@ async fn three_adapters_that_find_the_same_loss_at_once_begin_one_epoch() {
         let Some(server) = NatsServer::start() else { return };
         let (_, before) = filled(&server).await;
         let members: Vec<_> = join_all((0..3).map(|_| member(&server, |_, _| {}))).await;
-        let seen = Some(LogPosition { epoch: before.epoch, sequence: before.last + lost });
+        let seen = Some(LogPosition::new(before.epoch, before.last + lost));
         let states = || async { join_all(members.iter().map(|member| soon(member.state(seen)))).await };
         let first = states().await.into_iter().map(Result::unwrap);
         let begun: BTreeSet<_> = first.map(|state| state.epoch).filter(|epoch| *epoch != before.epoch).collect();
@@ -163,7 +163,7 @@ async fn a_loss_is_remembered_if_the_new_epoch_cannot_begin_at_once() {
     .await;
     assert_eq!(soon(member.state(None)).await.unwrap(), before);
     has_leader.store(false, Ordering::SeqCst);
-    let seen = Some(LogPosition { epoch: before.epoch, sequence: before.last + 1 });
+    let seen = Some(LogPosition::new(before.epoch, before.last + 1));
     let error = soon(member.state(seen)).await.unwrap_err();
     assert!(!error.is_rejected(), "{error}");
     has_leader.store(true, Ordering::SeqCst);
@@ -214,7 +214,7 @@ async fn a_single_server_that_names_itself_as_the_leader_is_not_a_cluster() {
     assert_eq!(soon(log.get_shared("key")).await.unwrap(), None);
     assert_eq!(asks.load(Ordering::SeqCst), 1);
     // The description of the log proves a loss, without a record that is appended.
-    let lost = Some(LogPosition { epoch: before.epoch, sequence: before.last + 5 });
+    let lost = Some(LogPosition::new(before.epoch, before.last + 5));
     let state = soon(log.state(lost)).await.unwrap();
     assert_eq!((state.epoch != before.epoch, state.last), (true, before.last));
 }

@@ -156,7 +156,7 @@ async fn a_leader_that_is_cut_off_proves_no_loss_and_its_clients_miss_nothing_af
     assert!(described.is_some_and(|last| last < newest), "the leader that is cut off answered {described:?}");
     soon(publish(&majority, 99, &mut acknowledged)).await;
     until(|| hubs[1].position() == majority.position()).await;
-    let seen = LogPosition { epoch: first.epoch, sequence: number(&majority) };
+    let seen = LogPosition::new(first.epoch, number(&majority));
     moving.set(Mode::Resets);
     until(|| !hubs[1].is_ready()).await;
     moving.set_target(cluster.servers[leader].port);

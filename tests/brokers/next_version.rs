@@ -10,7 +10,6 @@ use futures::future::BoxFuture;
 use futures::stream::BoxStream;
 use futures::{FutureExt, StreamExt};
 use serde_json::{Map, Value, json};
-use tower_sse::backplane::sealed::Sealed;
 use tower_sse::backplane::{
     Backplane, BackplaneError, Begun, ControlMessage, ControlStream, CurrentValue, JournalAppend, JournalId,
     JournalPage, Journals, LogPosition, LogState, Memory, NewRecord, Range, ReadLimit, Seen, Stored,
@@ -92,8 +91,6 @@ fn rewrite_control(message: &Bytes) -> Bytes {
     }
     next.into()
 }
-
-impl Sealed for NextVersion {}
 
 impl Journals for NextVersion {
     fn begin_journal(&self, key: &str, first: Bytes) -> BoxFuture<'_, Result<Begun, BackplaneError>> {

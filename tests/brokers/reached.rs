@@ -9,7 +9,6 @@ use bytes::Bytes;
 use futures::future::BoxFuture;
 use futures::stream::BoxStream;
 use futures::{FutureExt, StreamExt};
-use tower_sse::backplane::sealed::Sealed;
 use tower_sse::backplane::{
     Backplane, BackplaneError, ControlMessage, ControlStream, CurrentValue, LogPosition, LogState, NewRecord, Range,
     ReadLimit, Seen, Stored,
@@ -54,8 +53,6 @@ impl<B: Backplane + Clone> Reached<B> {
         self.reach().await.map(|()| &self.log)
     }
 }
-
-impl<B: Backplane + Clone> Sealed for Reached<B> {}
 
 pass_journals!(Reached<B>, B: Backplane, Clone);
 

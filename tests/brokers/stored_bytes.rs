@@ -44,7 +44,7 @@ async fn fill(log: &impl Backplane) -> (u64, String) {
 
 /// Reads what [`fill`] writes. The epoch is 7, and the id of the run is `ab`.
 async fn assert_readable(log: &impl Backplane) {
-    assert_eq!(soon(log.state(None)).await.unwrap(), LogState { epoch: 7, first: 1, last: 2 });
+    assert_eq!(soon(log.state(None)).await.unwrap(), LogState::new(7, 1, 2));
     let records = range(log, 0, 10).await;
     assert_eq!(records.iter().map(|record| &record.payload[..]).collect::<Vec<_>>(), [b"first", &b"second"[..]]);
     let values = soon(log.values()).await.unwrap();

@@ -10,7 +10,6 @@ use bytes::Bytes;
 use futures::future::{BoxFuture, pending, ready};
 use futures::stream::{BoxStream, repeat};
 use futures::{FutureExt, StreamExt};
-use tower_sse::backplane::sealed::Sealed;
 use tower_sse::backplane::{
     Backplane, BackplaneError, Begun, ControlMessage, ControlStream, CurrentValue, JournalAppend, JournalId,
     JournalPage, Journals, LogPosition, LogState, Memory, NewRecord, Range, ReadLimit, Seen, Stored,
@@ -205,8 +204,6 @@ impl Defective {
 
 type Answer<T> = Result<T, BackplaneError>;
 
-impl Sealed for Defective {}
-
 impl Backplane for Defective {
     fn append(&self, mut records: Vec<NewRecord>, seen: Option<Seen>) -> BoxFuture<'_, Vec<Answer<LogPosition>>> {
         for record in &mut records {
@@ -230,7 +227,7 @@ impl Backplane for Defective {
                 .unwrap();
             let epoch = self.memory.state(None).now_or_never().unwrap().unwrap().epoch;
             if let Some(stored) = stored.iter().find(|stored| stored.payload == *payload) {
-                return ready(vec![Ok(LogPosition { epoch, sequence: stored.sequence })]).boxed();
+                return ready(vec![Ok(LogPosition::new(epoch, stored.sequence))]).boxed();
             }
         }
         if self.adds_a_record() {
@@ -304,7 +301,7 @@ impl Backplane for Defective {
                     if !pause.is_zero() {
                         tokio::time::sleep(pause).await;
                     }
-                    Ok(ControlMessage { mark: "1".into(), message: "first".into() })
+                    Ok(ControlMessage::new("1", "first".into()))
                 });
                 again.boxed()
             }

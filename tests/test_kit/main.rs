@@ -11,6 +11,7 @@
 #[path = "../kit/mod.rs"]
 mod kit;
 
+mod adapter;
 mod client;
 mod contract;
 mod faulty_log;

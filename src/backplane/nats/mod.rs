@@ -71,7 +71,6 @@ use self::names::Names;
 use self::reader::Reader;
 use self::shared::Shared;
 use super::limits::LogLimits;
-use super::sealed::Sealed;
 use super::{
     Answer, Backplane, BackplaneError, ControlMessage, ControlStream, CurrentValue, LogPosition, LogState, NewRecord,
     Range, ReadLimit, Seen, Stored,
@@ -281,8 +280,6 @@ impl Nats {
         Self { shared: Arc::new(Shared::new(servers, namespace.clone(), limits, Arc::clone(names))) }
     }
 }
-
-impl Sealed for Nats {}
 
 impl Backplane for Nats {
     fn append(&self, records: Vec<NewRecord>, seen: Option<Seen>) -> BoxFuture<'_, Vec<Answer<LogPosition>>> {

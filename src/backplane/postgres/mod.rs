@@ -37,7 +37,6 @@ use self::connection::{Database, Parameter, get};
 pub use self::migrations::Migration;
 use self::server::{Settings, Shared, number, seen};
 use super::limits::LogLimits;
-use super::sealed::Sealed;
 use super::{
     Answer, Backplane, BackplaneError, ControlMessage, ControlStream, CurrentValue, LogPosition, LogState, NewRecord,
     Range, ReadLimit, Seen, Stored,
@@ -301,8 +300,6 @@ fn key_of(key: &str) -> Vec<u8> {
 fn millis(time: Duration, max: Duration) -> i64 {
     i64::try_from(time.min(max).as_millis()).unwrap_or(i64::MAX).max(1)
 }
-
-impl Sealed for Postgres {}
 
 impl Backplane for Postgres {
     fn append(&self, records: Vec<NewRecord>, seen: Option<Seen>) -> BoxFuture<'_, Vec<Answer<LogPosition>>> {

@@ -38,7 +38,6 @@ use self::server::{Shared, parse_epoch};
 use self::stream::{Batch, Entry, From, id_of, read, record, stored};
 use self::topology::{Cluster, Sentinels, Topology};
 use super::limits::LogLimits;
-use super::sealed::Sealed;
 use super::{
     Answer, Backplane, BackplaneError, ControlMessage, ControlStream, CurrentValue, LogPosition, LogState, NewRecord,
     Range, ReadLimit, Seen, Stored,
@@ -308,8 +307,6 @@ fn host(address: impl IntoConnectionInfo) -> Answer<ConnectionInfo> {
         _ => Err(BackplaneError::rejected("not the address of a host")),
     }
 }
-
-impl Sealed for Redis {}
 
 impl Backplane for Redis {
     fn append(&self, records: Vec<NewRecord>, seen: Option<Seen>) -> BoxFuture<'_, Vec<Answer<LogPosition>>> {

@@ -76,9 +76,6 @@ fn rules() -> [(&'static str, Check); 31] {
 /// The check is for an adapter in development: the broker runs, and nothing interrupts it. It takes
 /// a few seconds. With tokio's paused clock, use it only for an adapter without a network.
 ///
-/// Today only this crate can implement [`Backplane`], because the trait is sealed. So this function
-/// checks the adapters of this crate. It is for adapters of other crates when the trait is opened.
-///
 /// ```
 /// # #[tokio::main(flavor = "current_thread", start_paused = true)] async fn main() {
 /// use std::collections::HashMap;
