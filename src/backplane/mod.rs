@@ -89,7 +89,7 @@ pub use memory::Memory;
 pub use nats::Nats;
 pub use port::Backplane;
 #[cfg(feature = "postgres")]
-pub use postgres::{Migration, Postgres};
+pub use postgres::{Migration, Postgres, PublishArguments};
 pub use range::{Range, ReadLimit};
 pub use records::{CurrentValue, LogPosition, LogState, NewRecord, Seen, Stored, Value};
 #[cfg(feature = "redis")]

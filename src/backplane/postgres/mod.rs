@@ -11,12 +11,14 @@
 //! 4. Each stream of [`tail`](Backplane::tail) and [`listen`](Backplane::listen) has its own
 //!    connection, and polls in addition to the notifications of the server ([`streams`]).
 //! 5. Concurrent appends of one runtime become one transaction ([`append`]).
+//! 6. An application publishes in its own transaction with its own driver ([`publish`]).
 
 mod append;
 mod connection;
 mod errors;
 mod journals;
 mod migrations;
+mod publish;
 mod read;
 mod server;
 mod streams;
@@ -35,6 +37,7 @@ use tokio_postgres::types::Type;
 use self::append::Limits;
 use self::connection::{Database, Parameter, get};
 pub use self::migrations::Migration;
+pub use self::publish::PublishArguments;
 use self::server::{Settings, Shared, number, seen};
 use super::limits::LogLimits;
 use super::{
@@ -73,11 +76,14 @@ const POLL: Duration = Duration::from_millis(250);
 ///
 /// # Publishing in a transaction
 ///
-/// A transaction of the application can publish events, with the SQL functions `tower_sse.publish`
-/// and `tower_sse.publish_record`. If the transaction commits, every stream receives the events. If
-/// it is rolled back, no stream receives them. `docs/postgres.md` describes both functions. After
-/// the commit, call [`wake`](Self::wake): otherwise the instances find the events at their next
+/// A transaction of the application can publish events. If the transaction commits, every stream
+/// receives the events. If it is rolled back, no stream receives them. After the commit, call
+/// [`wake`](Self::wake): otherwise the instances find the events at their next
 /// [poll](Self::poll_interval), 250 ms later at most.
+///
+/// The crates `tower-sse-tokio-postgres` and `tower-sse-sqlx` have a function for transactions of
+/// these drivers. With another driver, execute [`PUBLISH_SQL`](Self::PUBLISH_SQL). With another
+/// language, call the SQL function `tower_sse.publish`, which `docs/postgres.md` describes.
 ///
 /// # Connections
 ///
@@ -282,6 +288,44 @@ impl Postgres {
     /// a runtime, the instances find the events at their next [poll](Self::poll_interval).
     pub fn wake(&self) {
         append::wake(&self.shared);
+    }
+
+    /// The statement that publishes a record in a transaction of the application, for any driver. Its
+    /// parameters are the [`publish_arguments`](Self::publish_arguments) of the record.
+    ///
+    /// The statement inserts one row. It waits for no other transaction, at any isolation level, and
+    /// returns one row without a value. Call [`wake`](Self::wake) after the commit.
+    ///
+    /// The function in this statement can also be a part of a larger statement. The following
+    /// statement publishes the record if it deletes a document. The server runs a single statement
+    /// as a transaction, so this takes one round trip:
+    ///
+    /// ```sql
+    /// WITH deleted AS (DELETE FROM documents WHERE id = $6 RETURNING id)
+    /// SELECT tower_sse.publish_record($1, $2, $3, $4, $5) FROM deleted
+    /// ```
+    pub const PUBLISH_SQL: &'static str = "SELECT tower_sse.publish_record($1, $2, $3, $4, $5)";
+
+    /// Returns the arguments of [`PUBLISH_SQL`](Self::PUBLISH_SQL) for a record.
+    ///
+    /// ```
+    /// # #[cfg(feature = "postgres")] fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// use tower_sse::backplane::{NewRecord, Postgres, Value};
+    ///
+    /// let log = Postgres::new("postgres://app@127.0.0.1/shop", "shop")?;
+    /// let mut record = NewRecord::new("21.5".into());
+    /// record.values = vec![Value::new("boiler", false)];
+    ///
+    /// let arguments = log.publish_arguments(&record);
+    /// assert_eq!((arguments.namespace, arguments.payload), ("shop", &b"21.5"[..]));
+    /// assert_eq!((arguments.sets, arguments.removes), (vec!["boiler"], vec![]));
+    /// assert_eq!(arguments.idempotency_key, None);
+    /// # Ok(()) }
+    /// # #[cfg(not(feature = "postgres"))] fn main() {}
+    /// ```
+    #[must_use]
+    pub fn publish_arguments<'a>(&'a self, record: &'a NewRecord) -> PublishArguments<'a> {
+        PublishArguments::new(self.namespace(), record)
     }
 
     /// Returns the namespace, for the SQL functions of the schema.
