@@ -17,6 +17,8 @@ pub(super) fn classify(error: &tokio_postgres::Error) -> BackplaneError {
         &SqlState::ADMIN_SHUTDOWN | &SqlState::CRASH_SHUTDOWN | &SqlState::IDLE_SESSION_TIMEOUT => {
             BackplaneError::unknown(text)
         }
+        // A pooler returns an error of this class when its connection to the server breaks.
+        code if code.code().starts_with("08") => BackplaneError::unknown(text),
         code if is_missing(code) => BackplaneError::rejected(format!(
             "{text}: the schema `tower_sse` is missing or too old. Apply the migrations"
         )),
@@ -60,8 +62,8 @@ fn is_temporary(code: &SqlState) -> bool {
         &SqlState::QUERY_CANCELED,
         &SqlState::CANNOT_CONNECT_NOW,
     ];
-    // Connections, too many connections and other resources, and conflicts between transactions.
-    let classes = ["08", "53", "40"];
+    // Too many connections and other resources, and conflicts between transactions.
+    let classes = ["53", "40"];
     temporary.contains(&code) || classes.contains(&&code.code()[..2]) && *code != SqlState::DISK_FULL
 }
 
