@@ -213,8 +213,10 @@ BEGIN
     -- transaction that waits for another one publishes later, and may have the lower number. So this
     -- looks at many more rows than it takes. The inner limits let the server read the index in its
     -- order, however many rows wait.
-    (SELECT i.ctid AS row, i.id, octet_length(i.payload) AS size FROM tower_sse.inbox i
-      WHERE i.ns = ns AND i.xact = ANY (pending) ORDER BY i.xact, i.id LIMIT max_moved * 20)
+    (SELECT c.row, c.id, c.size FROM unnest(pending) AS p(xact), LATERAL (
+        SELECT i.ctid AS row, i.id, octet_length(i.payload) AS size FROM tower_sse.inbox i
+        WHERE i.ns = ns AND i.xact = p.xact ORDER BY i.id LIMIT max_moved * 20) c
+      LIMIT max_moved * 20)
     UNION ALL
     (SELECT i.ctid, i.id, octet_length(i.payload) FROM tower_sse.inbox i
       WHERE i.ns = ns AND i.xact >= since ORDER BY i.xact, i.id LIMIT max_moved * 20)
@@ -392,7 +394,10 @@ BEGIN
     seen := NULL;
   END IF;
   IF NOT EXISTS (SELECT FROM tower_sse.inbox i WHERE i.ns = ns AND i.xact >= coalesce(pg_snapshot_xmax(seen), '0'::xid8))
-    AND NOT EXISTS (SELECT FROM tower_sse.inbox i WHERE i.ns = ns AND i.xact = ANY (ARRAY(SELECT pg_snapshot_xip(seen))))
+    -- Not `= ANY`: a plan from a time with few rows would read all rows, also those that were moved.
+    AND NOT EXISTS (
+      SELECT FROM pg_snapshot_xip(seen) AS p(xact),
+        LATERAL (SELECT FROM tower_sse.inbox i WHERE i.ns = ns AND i.xact = p.xact LIMIT 1) i)
     OR NOT pg_try_advisory_xact_lock(tower_sse.lock_key('log', ns))
   THEN
     RETURN false;
