@@ -92,6 +92,9 @@ BEGIN
   ELSIF remove THEN
     RAISE EXCEPTION 'a removal needs a key' USING ERRCODE = 'invalid_parameter_value';
   END IF;
+  IF idempotency_key IS NOT NULL THEN
+    PERFORM tower_sse.check_name('idempotency key', idempotency_key);
+  END IF;
   IF octet_length(event) > 128 OR event IN ('open', 'error') OR starts_with(event, 'hub.')
     OR event ~ '[\u0001-\u001f\u007f-\u009f\u202a-\u202e\u2066-\u2069]'
   THEN
@@ -104,7 +107,9 @@ BEGIN
   IF octet_length(data) * 7 + 200 > max_bytes THEN
     lines := replace(replace(data, e'\r\n', e'\n'), e'\r', e'\n');
     IF octet_length(lines) + 6 * (length(lines) - length(replace(lines, e'\n', ''))) + 7
-      + coalesce(octet_length(nullif(event, '')) + 8, 0) + coalesce(length(retry_ms::text) + 8, 0) > max_bytes
+      + coalesce(octet_length(nullif(event, '')) + 8, 0)
+      -- The instances keep the time within these limits.
+      + (CASE WHEN retry_ms IS NULL THEN 0 ELSE length(least(greatest(retry_ms, 100), 3600000)::text) + 8 END) > max_bytes
     THEN
       RAISE EXCEPTION 'the event has more than % bytes', max_bytes USING ERRCODE = 'program_limit_exceeded';
     END IF;
