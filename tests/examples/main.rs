@@ -16,6 +16,7 @@ mod chat;
 mod example;
 mod hyper_service;
 mod instances;
+mod postgres_scripts;
 mod process;
 mod quickstart;
 mod small;
@@ -28,7 +29,9 @@ mod workspace;
 #[cfg(not(unix))]
 #[test]
 fn examples_run_as_processes() {
-    kit::skip::skipped("`chat`, `instances`, `process`, `small`, `worker` and `workspace` need Unix signals");
+    kit::skip::skipped(
+        "`chat`, `instances`, `postgres_scripts`, `process`, `small`, `worker` and `workspace` need Unix signals",
+    );
 }
 
 use kit::{example as program, nats as nats_server, redis as redis_server};

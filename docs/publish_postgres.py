@@ -1,0 +1,35 @@
+#!/usr/bin/env python3
+"""Publishes an event in the transaction of a change, with psycopg 3:
+
+    publish_postgres.py postgres://app@127.0.0.1/shop shop 7
+
+If the transaction commits, every stream of the topic receives the event. If the transaction is
+rolled back, no stream receives the event.
+"""
+import json
+import sys
+
+import psycopg
+
+
+def pay(connection, namespace, order):
+    with connection.transaction():
+        connection.execute("UPDATE orders SET paid = true WHERE id = %s", [order])
+        connection.execute(
+            "SELECT tower_sse.publish(%s, topic => %s, event => %s, data => %s)",
+            [namespace, f"orders/{order}", "order.paid", json.dumps({"id": order})],
+        )
+    # After the commit, in a transaction of its own: moves the event into the log at once. Without
+    # this call, the instances find the event at their next poll, 250 ms later at most. If the
+    # instances have limits other than the default, pass the same limits.
+    connection.execute("SELECT tower_sse.sequence(%s)", [namespace])
+
+
+def main(url, namespace, order):
+    # With `autocommit`, only the block of `connection.transaction()` is one transaction.
+    with psycopg.connect(url, autocommit=True) as connection:
+        pay(connection, namespace, int(order))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
