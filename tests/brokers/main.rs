@@ -35,6 +35,8 @@ mod nats_rewrites;
 mod next_version;
 mod pass_journals;
 mod past;
+mod postgres_publish;
+mod postgres_rules;
 mod postgres_soak;
 mod publisher;
 mod reached;

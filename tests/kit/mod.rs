@@ -16,6 +16,7 @@ pub mod page;
 pub mod pgbouncer;
 pub mod port;
 pub mod postgres;
+pub mod postgres_client;
 pub mod processes;
 pub mod proxy;
 pub mod redis;
