@@ -79,7 +79,7 @@ impl Page {
     }
 }
 
-async fn presence_is_the_same_on_every_instance(log: impl Backplane + Clone) {
+pub async fn presence_is_the_same_on_every_instance(log: impl Backplane + Clone) {
     let (one, two) = pair(log.clone()).await;
     let ada = one.open("user=ada&topic=t").await;
     let ada_two = two.open("user=ada&topic=t").await;
@@ -111,7 +111,7 @@ async fn presence_is_the_same_on_every_instance(log: impl Backplane + Clone) {
     }
 }
 
-async fn a_disconnect_reaches_every_instance(log: impl Backplane + Clone) {
+pub async fn a_disconnect_reaches_every_instance(log: impl Backplane + Clone) {
     let (one, two) = pair(log).await;
     for (disconnect, reconnect) in
         [(Disconnect::now(), "now"), (Disconnect::block_for(Duration::from_secs(60)).note("signed out"), "never")]
@@ -139,7 +139,7 @@ async fn a_disconnect_reaches_every_instance(log: impl Backplane + Clone) {
     assert_eq!(page.goodbye().await["reason"], "disconnected");
 }
 
-async fn joins_reach_every_instance(log: impl Backplane + Clone) {
+pub async fn joins_reach_every_instance(log: impl Backplane + Clone) {
     let (one, two) = pair(log).await;
     let (mut here, mut there) = (one.open("user=ada").await, two.open("user=ada").await);
     let before = two.hub.topic("t").publish(Event::unnamed("before")).await.unwrap().position;
@@ -254,7 +254,7 @@ async fn connections_of_a_user_are_bounded_across_instances(log: impl Backplane 
 }
 
 /// A ticket is redeemed once, on any instance. A disconnect by any instance invalidates it.
-async fn a_ticket_is_redeemed_once_on_any_instance(log: impl Backplane + Clone) {
+pub async fn a_ticket_is_redeemed_once_on_any_instance(log: impl Backplane + Clone) {
     let (one, two) = pair(log).await;
     let serve = async |hub: &Hub| {
         let tickets = hub.clone();

@@ -185,7 +185,7 @@ fn documented_role(name: &str) -> Permissions {
 
 /// Uses everything of a log. Returns the errors. It is an error if no record or no message arrives
 /// within `limit`.
-pub async fn use_everything(log: &Nats, limit: Duration) -> Vec<BackplaneError> {
+pub async fn use_everything(log: &impl Backplane, limit: Duration) -> Vec<BackplaneError> {
     let late = |_| Err(BackplaneError::unknown("no record arrived in time"));
     let mut errors = Vec::new();
     let mut note = |result: Result<(), BackplaneError>| errors.extend(result.err());

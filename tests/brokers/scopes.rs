@@ -217,7 +217,7 @@ async fn tickets_and_changes_do_not_cross(here: &Hub, there: &Hub) {
     assert_eq!((here.topic("page").count(), here.scope("a").topic("page").count()), (0, 0));
 }
 
-async fn nothing_crosses_between_instances(log: impl Backplane + Clone) {
+pub async fn nothing_crosses_between_instances(log: impl Backplane + Clone) {
     nothing_crosses([log.clone(), log.clone()], log).await;
 }
 

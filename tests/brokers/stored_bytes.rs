@@ -9,9 +9,10 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use serde_json::Value as Json;
-use tower_sse::backplane::{Backplane, Begun, JournalAppend, LogState, Nats, NewRecord, Redis, Value};
+use tower_sse::backplane::{Backplane, Begun, JournalAppend, LogState, Nats, NewRecord, Postgres, Redis, Value};
 
 use crate::kit::broker::range;
+use crate::kit::postgres::PostgresServer;
 use crate::kit::soon;
 use crate::nats_server::NatsServer;
 use crate::redis_server::{FORGETFUL, RedisServer};
@@ -183,4 +184,69 @@ async fn nats_adapter_stores_and_reads_the_documented_bytes() {
         client.publish_with_headers(subject, all, Bytes::from(content)).await.unwrap().await.unwrap();
     }
     assert_readable(&Nats::new(&server.url(), "read").unwrap()).await;
+}
+
+#[tokio::test]
+async fn postgres_adapter_stores_and_reads_the_documented_rows() {
+    let Some(server) = PostgresServer::start(&[]) else { return };
+    let (epoch, id) = fill(&Postgres::new(&server.url(), "written").unwrap()).await;
+    let [epoch, id] = [epoch, u64::from_str_radix(&id, 16).unwrap()].map(u64::cast_signed);
+    let hash = |text: &str| format!("\\x{}", sha256(text));
+    let is_now = |column: &str| format!("{column} BETWEEN now() - interval '1 minute' AND now() + interval '1 minute'");
+    let in_a_minute = is_now("expires_at - interval '1 minute'");
+    for (select, expected) in [
+        ("epoch, first FROM tower_sse.head".to_owned(), format!("{epoch}|1")),
+        (
+            format!(
+                "number, bytes_before, convert_from(payload, 'UTF8'), moved IS NULL, {} FROM tower_sse.log",
+                is_now("at")
+            ),
+            "1|0|first|t|t\n2|5|second|t|t".into(),
+        ),
+        (
+            format!("id, hash, number, convert_from(payload, 'UTF8'), {} FROM tower_sse.current", is_now("at")),
+            format!("{SET}|{}|2|second|t", hash(SET)),
+        ),
+        (
+            format!("hash, epoch, number, {} FROM tower_sse.once", is_now("at")),
+            format!("{}|{epoch}|1|t", hash("order 7")),
+        ),
+        (
+            format!("key, convert_from(payload, 'UTF8'), {in_a_minute} FROM tower_sse.deposit"),
+            format!("{}|payload|t", hash("ticket")),
+        ),
+        (
+            format!("key, convert_from(payload, 'UTF8'), {in_a_minute} FROM tower_sse.shared"),
+            format!("{}|part|t", hash("list")),
+        ),
+        (
+            format!("key, id, last, {}, forget_at - changed_at FROM tower_sse.journal", is_now("changed_at")),
+            format!("{}|{id}|2|t|00:01:00", hash("run")),
+        ),
+        (
+            "key, id, number, convert_from(entry, 'UTF8') FROM tower_sse.journal_entry".into(),
+            format!("{0}|{id}|1|one\n{0}|{id}|2|two", hash("run")),
+        ),
+    ] {
+        assert_eq!(server.psql(&format!("SELECT {select} WHERE ns = 'written'")), expected, "{select}");
+    }
+
+    let [value, order, ticket, list, run] = [SET, "order 7", "ticket", "list", "run"].map(hash);
+    let (now, later) = ("clock_timestamp()", "clock_timestamp() + interval '1 minute'");
+    server.psql(&format!(
+        "INSERT INTO tower_sse.head (ns, epoch) VALUES ('read', 7);
+        INSERT INTO tower_sse.log (ns, number, at, bytes_before, payload)
+            VALUES ('read', 1, {now}, 0, 'first'), ('read', 2, {now}, 5, 'second');
+        INSERT INTO tower_sse.current (ns, hash, id, number, at, payload)
+            VALUES ('read', '{value}', '{SET}', 2, {now}, 'second');
+        INSERT INTO tower_sse.once (ns, hash, epoch, number, at) VALUES ('read', '{order}', 7, 1, {now});
+        INSERT INTO tower_sse.deposit (ns, key, payload, expires_at) VALUES ('read', '{ticket}', 'payload', {later});
+        INSERT INTO tower_sse.shared (ns, key, payload, expires_at) VALUES ('read', '{list}', 'part', {later});
+        INSERT INTO tower_sse.journal (ns, key, id, last, changed_at, forget_at)
+            VALUES ('read', '{run}', {0}, 2, {now}, {later});
+        INSERT INTO tower_sse.journal_entry (ns, key, id, number, entry)
+            VALUES ('read', '{run}', {0}, 1, 'one'), ('read', '{run}', {0}, 2, 'two')",
+        0xab,
+    ));
+    assert_readable(&Postgres::new(&server.url(), "read").unwrap()).await;
 }

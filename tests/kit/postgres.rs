@@ -74,6 +74,27 @@ impl PostgresServer {
         Some(server)
     }
 
+    /// As [`start`](Self::start), as a database system of its own: the other servers are copies of
+    /// one system.
+    pub fn start_unrelated() -> Option<Self> {
+        is_installed().then(Self::initialize)
+    }
+
+    /// Starts a server with new data, the roles and the schema.
+    fn initialize() -> Self {
+        let mut server = Self::new(&memory());
+        let mut initdb = server_command("initdb", &server.folder);
+        initdb.args(["--no-sync", "--wal-segsize=1", "--auth=trust", "--username=postgres"]);
+        run(initdb.args(["--encoding=UTF8", "--locale=C", "-D"]).arg(server.data()));
+        server.spawn();
+        server.psql(ROLES);
+        for migration in Postgres::migrations() {
+            server.psql_as("owner", &format!("BEGIN;\n{}\nCOMMIT", migration.sql));
+        }
+        server.psql_as("owner", RIGHTS);
+        server
+    }
+
     /// Creates the folder of a server without data.
     fn new(parent: &Path) -> Self {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
@@ -332,16 +353,7 @@ fn template() -> &'static Path {
     static TEMPLATE: OnceLock<PathBuf> = OnceLock::new();
     TEMPLATE.get_or_init(|| {
         clean_up_at_the_end();
-        let mut server = PostgresServer::new(&memory());
-        let mut initdb = server_command("initdb", &server.folder);
-        initdb.args(["--no-sync", "--wal-segsize=1", "--auth=trust", "--username=postgres"]);
-        run(initdb.args(["--encoding=UTF8", "--locale=C", "-D"]).arg(server.data()));
-        server.spawn();
-        server.psql(ROLES);
-        for migration in Postgres::migrations() {
-            server.psql_as("owner", &format!("BEGIN;\n{}\nCOMMIT", migration.sql));
-        }
-        server.psql_as("owner", RIGHTS);
+        let mut server = PostgresServer::initialize();
         // These databases have two thirds of the files.
         server.psql("ALTER DATABASE template0 IS_TEMPLATE false; ALTER DATABASE template1 IS_TEMPLATE false");
         server.psql("DROP DATABASE template0; DROP DATABASE template1");
