@@ -35,6 +35,7 @@ mod nats_rewrites;
 mod next_version;
 mod pass_journals;
 mod past;
+mod postgres_access;
 mod postgres_publish;
 mod postgres_rights;
 mod postgres_rules;

@@ -1,30 +1,13 @@
 //! Redis servers with a private certificate authority that require client certificates.
 
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
 use redis::{Client, ClientTlsConfig, TlsCertificates};
 use tower_sse::backplane::{Backplane, NewRecord, Redis};
 
+use crate::kit::certificate::make_authority;
 use crate::kit::{port, skip, soon};
 use crate::redis_server::RedisServer;
-
-fn openssl(folder: &Path, arguments: &str) {
-    let output = Command::new("openssl").current_dir(folder).args(arguments.split(' ')).output().unwrap();
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-}
-
-/// Creates a certificate authority, and a certificate of it for the server and one for the client.
-fn make_certificates(folder: &Path) {
-    let key = "-newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2";
-    openssl(folder, &format!("req -x509 {key} -subj /CN=authority -keyout ca.key -out ca.pem"));
-    std::fs::write(folder.join("names"), "subjectAltName=IP:127.0.0.1").unwrap();
-    for name in ["server", "client"] {
-        openssl(folder, &format!("req {key} -subj /CN={name} -keyout {name}.key -out {name}.csr"));
-        let sign = "-CA ca.pem -CAkey ca.key -CAcreateserial -days 2 -extfile names";
-        openssl(folder, &format!("x509 -req -in {name}.csr {sign} -out {name}.pem"));
-    }
-}
 
 /// Returns the options of a server that accepts encrypted connections on a port, from clients with
 /// a certificate. `folder` has the certificates.
@@ -43,7 +26,7 @@ fn options(folder: &Path, port: &str) -> Vec<(&'static str, String)> {
 fn start(port: &str) -> Option<(RedisServer, PathBuf)> {
     let mut folder = PathBuf::new();
     let server = RedisServer::start_with(|path| {
-        make_certificates(path);
+        make_authority(path);
         path.clone_into(&mut folder);
         let options = options(path, port).into_iter();
         let options = options.flat_map(|(name, value)| [format!("--{name}"), value]);

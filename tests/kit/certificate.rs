@@ -1,8 +1,8 @@
-//! A self-signed certificate for the server of a test.
+//! Certificates for the servers of tests: a self-signed one, and those of a private authority.
 
 #![allow(dead_code, unreachable_pub, reason = "each test binary uses a part of it")]
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -69,5 +69,27 @@ impl Certificate {
 impl Drop for Certificate {
     fn drop(&mut self) {
         drop(std::fs::remove_dir_all(&self.0));
+    }
+}
+
+fn openssl(folder: &Path, arguments: &str) {
+    let output = Command::new("openssl").current_dir(folder).args(arguments.split(' ')).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
+/// Creates a certificate authority, `ca.pem`, and three certificates of it: `server` for 127.0.0.1,
+/// `elsewhere` for another host, and `client`, whose name is `hub`. Each has a key.
+pub fn make_authority(folder: &Path) {
+    let key = "-newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2";
+    openssl(folder, &format!("req -x509 {key} -subj /CN=authority -keyout ca.key -out ca.pem"));
+    for (file, name, host) in [
+        ("server", "server", "IP:127.0.0.1"),
+        ("elsewhere", "server", "DNS:db.internal"),
+        ("client", "hub", "IP:127.0.0.1"),
+    ] {
+        std::fs::write(folder.join("names"), format!("subjectAltName={host}")).unwrap();
+        openssl(folder, &format!("req {key} -subj /CN={name} -keyout {file}.key -out {file}.csr"));
+        let sign = "-CA ca.pem -CAkey ca.key -CAcreateserial -days 2 -extfile names";
+        openssl(folder, &format!("x509 -req -in {file}.csr {sign} -out {file}.pem"));
     }
 }
