@@ -62,7 +62,7 @@ async fn numbers(events: &mut Events, count: usize) -> Vec<u64> {
     numbers
 }
 
-async fn each_instance_delivers_the_events_of_the_other(log: impl Backplane + Clone) {
+pub async fn each_instance_delivers_the_events_of_the_other(log: impl Backplane + Clone) {
     let (one, two) = (Instance::start(log.clone()).await.ready().await, Instance::start(log).await.ready().await);
     let mut at_one = subscribe(one.server.addr, "/events?topic=t").await;
     let mut at_two = subscribe(two.server.addr, "/events?topic=t").await;

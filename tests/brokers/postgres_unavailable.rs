@@ -1,0 +1,197 @@
+//! A PostgreSQL server that cannot serve an instance for a while: it does not answer, it has no free
+//! connection, it is read-only, or another session holds a lock.
+
+use std::time::Duration;
+
+use tower_sse::backplane::{Backplane, NewRecord, Postgres};
+use tower_sse::{Event, Hub, PublishError, Subscriber};
+
+use crate::instances::builder;
+use crate::kit::postgres::PostgresServer;
+use crate::kit::postgres_client::{call, cause, connect, connect_to, log, publish, read_to};
+use crate::kit::{soon, until};
+use crate::proxy::{Mode, Proxy};
+use crate::rolled_back::{gaps_before, open};
+
+const TIMEOUT: Duration = Duration::from_millis(500);
+
+async fn start(log: impl Backplane) -> (Hub, Subscriber) {
+    let hub = builder().backplane(log).build().unwrap();
+    until(|| hub.is_ready()).await;
+    let page = open(&hub);
+    (hub, page)
+}
+
+async fn try_send(hub: &Hub, data: &str) -> Result<(), PublishError> {
+    soon(hub.topic("t").publish(Event::unnamed(data.to_owned()))).await.map(drop)
+}
+
+/// Publishes an event as soon as the hub is ready, which has to be before the next event of the
+/// page, and without a gap.
+async fn recovers(hub: &Hub, page: &mut Subscriber) {
+    until(|| hub.is_ready()).await;
+    soon(async { while try_send(hub, "recovered").await.is_err() {} }).await;
+    assert_eq!(gaps_before(page, "recovered").await, [""; 0]);
+}
+
+#[tokio::test]
+async fn an_instance_of_a_server_that_does_not_answer_is_not_ready_and_recovers_without_a_gap() {
+    let Some(server) = PostgresServer::start(&[]) else { return };
+    let (hub, mut page) = start(log(&server).timeout(TIMEOUT)).await;
+    server.pause();
+    let error = try_send(&hub, "unknown").await.unwrap_err();
+    assert!(error.is_unavailable(), "{error}");
+    until(|| !hub.is_ready()).await;
+    server.resume();
+    recovers(&hub, &mut page).await;
+}
+
+#[tokio::test]
+async fn an_instance_behind_a_mute_connection_is_not_ready_and_recovers_without_a_gap() {
+    let Some(server) = PostgresServer::start(&[]) else { return };
+    let proxy = Proxy::start(server.port).await;
+    let url = format!("postgres://hub@127.0.0.1:{}/postgres", proxy.port);
+    let (hub, mut page) = start(Postgres::new(&url, "n").unwrap().timeout(TIMEOUT)).await;
+    for mode in [Mode::StallsAnswers, Mode::StallsRequests] {
+        proxy.set(mode);
+        until(|| !hub.is_ready()).await;
+        publish(&connect(&server).await, &format!("{mode:?}")).await;
+        proxy.set(Mode::Passes);
+        recovers(&hub, &mut page).await;
+    }
+}
+
+#[tokio::test]
+async fn an_instance_without_a_free_connection_is_not_ready_until_there_is_one() {
+    let Some(server) = PostgresServer::start(&["max_connections=15", "max_wal_senders=0"]) else { return };
+    let mut others = Vec::new();
+    while let Ok((client, connection)) = tokio_postgres::connect(&server.url_as("owner"), tokio_postgres::NoTls).await {
+        tokio::spawn(connection);
+        others.push(client);
+    }
+    assert!(others.len() >= 10, "{}", others.len());
+    let hub = builder().backplane(log(&server).timeout(TIMEOUT)).build().unwrap();
+    let error = try_send(&hub, "x").await.unwrap_err();
+    assert!(error.is_unavailable() && !error.is_unknown(), "{error}");
+    assert!(cause(&error).contains("connection slots"), "{error:?}");
+    assert!(!hub.is_ready());
+    others.clear();
+    until(|| hub.is_ready()).await;
+    let mut page = open(&hub);
+    recovers(&hub, &mut page).await;
+}
+
+#[tokio::test]
+async fn a_publish_to_a_read_only_server_is_unavailable_and_the_instance_recovers_without_a_gap() {
+    let Some(server) = PostgresServer::start(&[]) else { return };
+    let (hub, mut page) = start(log(&server)).await;
+    let set = |value: &str| {
+        server.psql(&format!(
+            "SET default_transaction_read_only = off; ALTER SYSTEM SET default_transaction_read_only = {value}"
+        ));
+        server.psql("SELECT pg_reload_conf()");
+    };
+    set("on");
+    until(|| !hub.is_ready()).await;
+    let error = try_send(&hub, "x").await.unwrap_err();
+    assert!(error.is_unavailable() && !error.is_unknown() && cause(&error).contains("read-only"), "{error:?}");
+    set("off");
+    recovers(&hub, &mut page).await;
+}
+
+#[tokio::test]
+async fn an_instance_of_a_standby_is_not_ready_until_the_standby_is_promoted() {
+    let Some(primary) = PostgresServer::start(&[]) else { return };
+    let (first, mut page) = start(log(&primary)).await;
+    try_send(&first, "before").await.unwrap();
+    assert_eq!(read_to(&mut page, "before").await, ["before"]);
+    let standby = primary.standby();
+    standby.wait_until_caught_up(&primary).await;
+    let hub = builder().backplane(log(&standby)).build().unwrap();
+    let error = try_send(&hub, "x").await.unwrap_err();
+    assert!(error.is_unavailable() && !error.is_unknown(), "{error}");
+    assert!(!hub.is_ready());
+    standby.promote();
+    until(|| hub.is_ready()).await;
+    let mut page = open(&hub);
+    recovers(&hub, &mut page).await;
+    assert_eq!(
+        soon(log(&standby).state(None)).await.unwrap().epoch,
+        soon(log(&primary).state(None)).await.unwrap().epoch
+    );
+}
+
+/// The server ends all connections of the instance, and again when they are open.
+#[tokio::test]
+async fn an_instance_whose_connections_are_ended_listens_again_without_a_gap() {
+    let Some(server) = PostgresServer::start(&[]) else { return };
+    let (hub, mut page) = start(log(&server)).await;
+    let client = connect(&server).await;
+    for n in 0..5 {
+        let ended = server
+            .psql("SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE application_name = 'tower-sse'");
+        assert!(ended.parse::<u32>().unwrap() > 0, "{ended}");
+        publish(&client, &n.to_string()).await;
+        assert_eq!(gaps_before(&mut page, &n.to_string()).await, [""; 0]);
+    }
+    recovers(&hub, &mut page).await;
+}
+
+/// A session of another program holds the lock of the log.
+#[tokio::test]
+async fn a_publish_that_waits_too_long_for_a_lock_is_unavailable_and_is_not_appended_later() {
+    let Some(server) = PostgresServer::start(&[]) else { return };
+    let (hub, mut page) = start(log(&server).timeout(TIMEOUT)).await;
+    let holder = connect(&server).await;
+    call(&holder, "SELECT pg_advisory_lock(tower_sse.lock_key('log', 'n'))", &[]).await;
+    for _ in 0..3 {
+        let error = try_send(&hub, "too late").await.unwrap_err();
+        assert!(error.is_unavailable() && !error.is_unknown(), "{error}");
+        assert!(cause(&error).contains("lock timeout"), "{error:?}");
+    }
+    // Reads need no lock.
+    assert!(hub.is_ready());
+    publish(&connect(&server).await, "waits").await;
+    drop(holder);
+    assert_eq!(read_to(&mut page, "waits").await, ["waits"]);
+    try_send(&hub, "end").await.unwrap();
+    assert_eq!(read_to(&mut page, "end").await, ["end"]);
+}
+
+#[tokio::test]
+async fn a_statement_that_the_server_cancels_is_unavailable() {
+    let Some(server) = PostgresServer::start(&[]) else { return };
+    server.psql("ALTER ROLE hub SET statement_timeout = '100ms'");
+    let (hub, mut page) = start(log(&server)).await;
+    let holder = connect_to(&server.url_as("postgres")).await;
+    call(&holder, "SELECT pg_advisory_lock(tower_sse.lock_key('log', 'n'))", &[]).await;
+    let error = try_send(&hub, "cancelled").await.unwrap_err();
+    assert!(error.is_unavailable() && !error.is_unknown(), "{error}");
+    assert!(cause(&error).contains("statement timeout"), "{error:?}");
+    drop(holder);
+    soon(async { while try_send(&hub, "end").await.is_err() {} }).await;
+    assert_eq!(read_to(&mut page, "end").await, ["end"]);
+}
+
+/// The server has committed the record on its disk, and waits for a standby that does not exist.
+#[tokio::test]
+async fn a_publish_whose_commit_is_interrupted_has_an_unknown_outcome() {
+    let Some(mut server) = PostgresServer::start(&[]) else { return };
+    let own = log(&server);
+    soon(own.state(None)).await.unwrap();
+    server.psql("ALTER SYSTEM SET synchronous_standby_names = 'missing'; SELECT pg_reload_conf()");
+    until(|| server.psql("SHOW synchronous_standby_names") == "missing").await;
+    let append = tokio::spawn({
+        let own = own.clone();
+        async move { own.append(vec![NewRecord::new("x".into())], None).await.remove(0) }
+    });
+    let waits = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'SyncRep'";
+    until(|| server.psql(waits) == "1").await;
+    server.psql("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE wait_event = 'SyncRep'");
+    let error = soon(append).await.unwrap().unwrap_err();
+    assert!(error.is_unknown(), "{error}");
+    server.psql("ALTER SYSTEM RESET synchronous_standby_names");
+    server.kill();
+    server.restart();
+    assert_eq!(soon(log(&server).state(None)).await.unwrap().last, 1);
+}
