@@ -2,8 +2,8 @@
 --
 --   psql postgres://app@127.0.0.1/shop -v ON_ERROR_STOP=1 -v namespace=shop -v order=7 -f publish.sql
 --
--- If the transaction commits, every stream of the topic receives the event. If a statement fails, the
--- transaction is rolled back, and no stream receives the event.
+-- If the transaction commits, every stream of the topic receives the event. If a statement fails,
+-- the transaction is rolled back, and no stream receives the event.
 
 BEGIN;
 

@@ -18,6 +18,9 @@ pub(crate) enum Error {
     Publish(PublishError),
     /// A run could not be begun, stopped or read.
     Run(RunError),
+    /// The database did not commit a change, or could not be read.
+    #[cfg(feature = "postgres")]
+    Database,
 }
 
 impl From<PublishError> for Error {
@@ -29,6 +32,15 @@ impl From<PublishError> for Error {
 impl From<RunError> for Error {
     fn from(error: RunError) -> Self {
         Self::Run(error)
+    }
+}
+
+#[cfg(feature = "postgres")]
+impl From<tokio_postgres::Error> for Error {
+    fn from(error: tokio_postgres::Error) -> Self {
+        let cause = std::error::Error::source(&error).map(ToString::to_string);
+        tracing::warn!(%error, cause, "a request to the database failed");
+        Self::Database
     }
 }
 
@@ -48,6 +60,9 @@ impl fmt::Display for Error {
             Self::Run(error) if error.is_unavailable() => {
                 f.write_str("The server is unavailable. Try again in a moment.")
             }
+            // The page shows no details of the database. They are logged above.
+            #[cfg(feature = "postgres")]
+            Self::Database => f.write_str("The database is unavailable. Try again in a moment."),
             Self::Publish(error) => error.fmt(f),
             Self::Run(error) => error.fmt(f),
         }

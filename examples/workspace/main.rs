@@ -34,7 +34,7 @@ use tokio::net::TcpListener;
 use tokio::time::{sleep, timeout};
 use tower_sse::{Hub, HubBuilder, Retention, TopicFilter};
 
-use documents::Documents;
+use documents::{Documents, Storage};
 use exporter::Exporter;
 use feed::Feed;
 use metrics::Metrics;
@@ -69,9 +69,9 @@ struct App {
 }
 
 impl App {
-    fn new(hub: &Hub, exporter: Exporter, options: &Options) -> Result<Self, Box<dyn Error>> {
+    fn new(hub: &Hub, exporter: Exporter, options: &Options, storage: Storage) -> Result<Self, Box<dyn Error>> {
         let (sessions, documents) =
-            (Sessions::new(hub.clone(), options.secret.as_deref())?, Documents::new(hub.clone()));
+            (Sessions::new(hub.clone(), options.secret.as_deref())?, Documents::new(hub.clone(), storage));
         let (reports, feed) = (Reports::new(hub.clone()), Feed::new(hub.clone()));
         let metrics = Metrics::start(hub.clone(), options.name());
         let notifications = Notifications::new(hub.clone());
@@ -124,8 +124,9 @@ async fn run(mut options: Options) -> Result<(), Box<dyn Error>> {
 
     // The exporter comes first, because a hub sends its metrics to the exporter that it finds.
     let exporter = Exporter::install()?;
+    let storage = Storage::open(&options).await?;
     let hub = options.configure(settings().instance_name(options.name())).build()?;
-    let app = App::new(&hub, exporter, &options)?;
+    let app = App::new(&hub, exporter, &options, storage)?;
     println!("open http://{}", options.listen);
     if !options.listen.ip().is_loopback() {
         eprintln!("WARNING: there are no passwords, every client that reaches this address can sign in as any user");

@@ -3,6 +3,7 @@
 //! To change something, a service only publishes an event. A task reads the events from the hub, as
 //! a page does, and passes them to the services. With one instance this detour takes some
 //! microseconds. With several instances that share a log, it gives all of them the same documents.
+//! Only documents in a table of Postgres are not part of this state: see `documents`.
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};

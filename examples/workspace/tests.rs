@@ -12,6 +12,7 @@ use tower::ServiceExt;
 use tower_sse::Message;
 use tower_sse::test_kit::{FaultyLog, LogConnection, TestClient};
 
+use crate::documents::Storage;
 use crate::events::{DocumentDeleted, Notification, Post};
 use crate::exporter::Exporter;
 use crate::options::Options;
@@ -33,7 +34,8 @@ impl Workspace {
         let exporter = EXPORTER.get_or_init(|| Exporter::install().unwrap()).clone();
         let options = Options::parse(ARGUMENTS.into_iter().map(str::to_owned)).unwrap();
         let hub = settings().backplane(log).build().unwrap();
-        let app = App::new(&hub, exporter, &options).unwrap();
+        let storage = Storage::open(&options).await.unwrap();
+        let app = App::new(&hub, exporter, &options, storage).unwrap();
         let replica = app.replica.clone();
         let router = web::router(&hub, app);
         replica.ready().await;

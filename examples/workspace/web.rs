@@ -87,7 +87,7 @@ async fn state(State(app): State<App>, session: Session, Path(page): Path<String
     let user = session.user;
     let position = app.replica.position().ok_or(Error::NotReady)?; // before the state
     let content = match page.as_str() {
-        "documents" => json!(app.documents.list()),
+        "documents" => json!(app.documents.list().await?),
         "reports" => json!(app.reports.of(user)),
         "dashboard" => json!(app.metrics.list()),
         "feed" => json!(app.feed.list()),
@@ -265,6 +265,8 @@ impl From<Error> for Problem {
             Error::Publish(error) => error.status_code(),
             Error::Run(error) => error.status_code(),
             Error::NotReady => StatusCode::SERVICE_UNAVAILABLE,
+            #[cfg(feature = "postgres")]
+            Error::Database => StatusCode::SERVICE_UNAVAILABLE,
         };
         Self(status, error.to_string())
     }

@@ -12,6 +12,7 @@ use tokio::net::TcpStream;
 use tokio::task::spawn_blocking;
 
 use crate::kit::port;
+use crate::kit::postgres::PostgresServer;
 use crate::kit::{Events, Reply, Sse, get, http2, parsed, send, soon};
 use crate::process::{Process, example};
 use crate::redis_server::{FORGETFUL, RedisServer};
@@ -482,6 +483,37 @@ async fn two_instances_with_a_shared_log_act_as_one() {
         }
     })
     .await;
+}
+
+/// Makes the commit of each transaction fail that deletes the document “Budget”.
+const REFUSE: &str = "\\c workspace
+    CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE 'not permitted'; END $$;
+    CREATE CONSTRAINT TRIGGER refuse AFTER DELETE ON workspace.documents DEFERRABLE INITIALLY DEFERRED
+      FOR EACH ROW WHEN (OLD.title = 'Budget') EXECUTE FUNCTION refuse()";
+
+#[tokio::test]
+async fn deletion_in_a_table_of_postgres_notifies_the_owner_only_if_it_is_committed() {
+    let Some(server) = PostgresServer::start(&[]) else { return };
+    let url = server.create_database("workspace");
+    let args = ["--secret", SECRET, "--backplane", &url];
+    let (a, b) = (Workspace::free_address(), Workspace::free_address());
+    let (a, b) = tokio::join!(Workspace::start_with(a, &args), Workspace::start_with(b, &args));
+    let (ada, ben) = (a.sign_in("ada").await, b.sign_in("ben").await);
+    for title in ["Budget", "Plans"] {
+        assert_eq!(ada.send("POST", "/documents", Some(json!({ "text": title }))).await, 201);
+    }
+    let (_, mut page) = ada.open("documents", "documents").await;
+    server.psql(REFUSE);
+    let (budget, plans) = (ben.id_of("Budget").await, ben.id_of("Plans").await);
+    assert_eq!(ben.send("DELETE", &format!("/documents/{budget}"), None).await, 503);
+    assert_eq!(ben.send("DELETE", &format!("/documents/{plans}"), None).await, 204);
+    assert_eq!(ben.send("DELETE", &format!("/documents/{plans}"), None).await, 404);
+    assert_eq!(next(&mut page, "notification").await["text"], "Ben deleted your document “Plans”");
+    assert_eq!(next(&mut page, "document.deleted").await, json!({ "id": plans }));
+    let documents = ada.state("documents").await["content"].clone();
+    let titles: Vec<_> = documents.as_array().unwrap().iter().map(|each| each["title"].as_str().unwrap()).collect();
+    assert_eq!((titles.len(), titles[0]), (4, "Budget"));
+    assert_eq!(ada.state("feed").await["notifications"].as_array().unwrap().len(), 1);
 }
 
 #[tokio::test]

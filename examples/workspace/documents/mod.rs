@@ -1,17 +1,25 @@
 //! Documents that every user may see and delete. When another user deletes a document, its owner
 //! receives a notification on every page.
+//!
+//! The documents are in the log ([`log`]), or in a table of the database that has the log
+//! ([`table`]). The pages receive the same events.
 
-use std::collections::BTreeMap;
+mod log;
+#[cfg(feature = "postgres")]
+mod table;
 
-use tower_sse::{Hub, Message, Position, ReceivedEvent};
+use tower_sse::{Event, Hub, Message, Position, ReceivedEvent, Target};
 
 use crate::error::{Error, text};
 use crate::events::{Document, DocumentDeleted, Notification};
-use crate::replica::{Follower, Shared, lock, new_id, now, publish_all, value};
+use crate::options::Options;
+use crate::replica::{Follower, new_id, now};
 use crate::sessions::{USERS, User};
 
-/// The log retains the current value of each document, so an instance that starts later has all
-/// documents.
+use log::Log;
+#[cfg(feature = "postgres")]
+use table::Table;
+
 pub(crate) const TOPIC: &str = "documents";
 const MAX_TITLE: usize = 80;
 const MAX_DOCUMENTS: usize = 500;
@@ -19,17 +27,38 @@ const MAX_DOCUMENTS: usize = 500;
 #[derive(Clone)]
 pub(crate) struct Documents {
     hub: Hub,
-    all: Shared<BTreeMap<String, Document>>,
+    storage: Storage,
+}
+
+/// The place of the documents.
+#[derive(Clone)]
+pub(crate) enum Storage {
+    Log(Log),
+    #[cfg(feature = "postgres")]
+    Table(Table),
+}
+
+impl Storage {
+    /// Returns the table if the database has the log, and the log otherwise. Fails if the database is
+    /// unavailable.
+    pub(crate) async fn open(options: &Options) -> Result<Self, Box<dyn std::error::Error>> {
+        #[cfg(feature = "postgres")]
+        if let Some(database) = options.database() {
+            return Ok(Self::Table(Table::open(database).await?));
+        }
+        let _ = options;
+        Ok(Self::Log(Log::default()))
+    }
 }
 
 impl Documents {
-    pub(crate) fn new(hub: Hub) -> Self {
-        Self { hub, all: Shared::default() }
+    pub(crate) fn new(hub: Hub, storage: Storage) -> Self {
+        Self { hub, storage }
     }
 
     /// Creates a document for each user, if there are no documents.
     pub(crate) async fn create_welcome_documents(&self) -> Result<(), Error> {
-        if lock(&self.all).is_empty() {
+        if self.list().await?.is_empty() {
             for owner in USERS {
                 self.put(format!("welcome-{}", owner.id), owner, format!("A document of {}", owner.name)).await?;
             }
@@ -38,38 +67,56 @@ impl Documents {
     }
 
     /// Returns all documents, the newest first.
-    pub(crate) fn list(&self) -> Vec<Document> {
-        let mut all: Vec<_> = lock(&self.all).values().cloned().collect();
+    pub(crate) async fn list(&self) -> Result<Vec<Document>, Error> {
+        let mut all = match &self.storage {
+            Storage::Log(log) => log.list(),
+            #[cfg(feature = "postgres")]
+            Storage::Table(table) => table.list().await?,
+        };
         all.sort_by_key(|document| std::cmp::Reverse(document.created));
-        all
+        Ok(all)
     }
 
-    pub(crate) async fn create_document(&self, owner: User, title: &str) -> Result<Position, Error> {
-        if lock(&self.all).len() >= MAX_DOCUMENTS {
+    pub(crate) async fn create_document(&self, owner: User, title: &str) -> Result<Option<Position>, Error> {
+        if self.list().await?.len() >= MAX_DOCUMENTS {
             return Err(Error::LimitReached("There are too many documents. Delete one first."));
         }
         self.put(new_id(), owner, text(title, MAX_TITLE)?).await
     }
 
-    async fn put(&self, id: String, owner: User, title: String) -> Result<Position, Error> {
+    /// Stores a document. Returns the position of the event about it. For a table, the position is
+    /// not known: an instance moves the event into the log after the commit.
+    async fn put(&self, id: String, owner: User, title: String) -> Result<Option<Position>, Error> {
         let document = Document { id, title, owner: owner.id.to_owned(), created: now() };
-        Ok(self.hub.topic(TOPIC).send(&document).await?.position)
+        let created = vec![(self.hub.topic(TOPIC), document.to_event()?)];
+        match &self.storage {
+            Storage::Log(_) => log::publish(&self.hub, created).await,
+            #[cfg(feature = "postgres")]
+            Storage::Table(table) => table.insert(&document, created).await.map(|()| None),
+        }
     }
 
     pub(crate) async fn delete_document(&self, by: User, id: &str) -> Result<Option<Position>, Error> {
-        let document = lock(&self.all).get(id).cloned().ok_or(Error::Missing)?;
-        // The notification comes first. If a shared log fails between the two events, the document
-        // still exists, and deleting it again publishes the same notification again, with the same
-        // id. In the other order, the document would be gone and the owner would never receive the
-        // notification.
+        let document = self.list().await?.into_iter().find(|document| document.id == id).ok_or(Error::Missing)?;
+        let events = self.deleted(&document, by)?;
+        match &self.storage {
+            Storage::Log(_) => log::publish(&self.hub, events).await,
+            #[cfg(feature = "postgres")]
+            Storage::Table(table) => table.delete(id, events).await.map(|()| None),
+        }
+    }
+
+    /// Returns the events that a user has deleted a document, with their targets.
+    fn deleted(&self, document: &Document, by: User) -> Result<Vec<(Target<'_>, Event)>, Error> {
+        let id = &document.id;
         let mut events = Vec::new();
         if document.owner != by.id {
             let text = format!("{} deleted your document “{}”", by.name, document.title);
             events.push(Notification::new(id, &document.owner, text, "/documents").addressed(&self.hub)?);
         }
         // Removes the current value from the log, and the document from open pages.
-        events.push((self.hub.topic(TOPIC), DocumentDeleted { id: id.to_owned() }.to_removal()?));
-        Ok(publish_all(&self.hub, events).await?)
+        events.push((self.hub.topic(TOPIC), DocumentDeleted { id: id.clone() }.to_removal()?));
+        Ok(events)
     }
 }
 
@@ -79,14 +126,18 @@ impl Follower for Documents {
     }
 
     fn apply(&self, event: &ReceivedEvent) {
-        if let Some(document) = value::<Document>(event) {
-            lock(&self.all).insert(document.id.clone(), document);
-        } else if let Some(DocumentDeleted { id }) = value(event) {
-            lock(&self.all).remove(&id);
+        match &self.storage {
+            Storage::Log(log) => log.apply(event),
+            #[cfg(feature = "postgres")]
+            Storage::Table(_) => {}
         }
     }
 
     fn clear(&self) {
-        lock(&self.all).clear();
+        match &self.storage {
+            Storage::Log(log) => log.clear(),
+            #[cfg(feature = "postgres")]
+            Storage::Table(_) => {}
+        }
     }
 }
