@@ -1,5 +1,5 @@
-//! Documents in the log. An event creates or deletes a document. The log retains the current value of
-//! each document, so an instance that starts later has all documents.
+//! Documents in the log. An event creates or deletes a document. The log retains the current value
+//! of each document, so an instance that starts later has all documents.
 
 use std::collections::BTreeMap;
 
@@ -34,9 +34,10 @@ impl Log {
 
 /// Publishes the events, which are the change itself.
 ///
-/// The last event deletes the document. If a shared log fails between the two events, the document
-/// still exists, and deleting it again publishes the same notification again, with the same id. In the
-/// other order, the document would be gone and the owner would never receive the notification.
+/// The notification comes before the deletion. If a shared log fails between the two events, the
+/// document still exists, and deleting it again publishes the same notification again, with the
+/// same id. In the other order, the document would be gone and the owner would never receive the
+/// notification.
 pub(super) async fn publish(hub: &Hub, events: Vec<(Target<'_>, Event)>) -> Result<Option<Position>, Error> {
     Ok(publish_all(hub, events).await?)
 }

@@ -39,8 +39,8 @@ pub(crate) enum Storage {
 }
 
 impl Storage {
-    /// Returns the table if the database has the log, and the log otherwise. Fails if the database is
-    /// unavailable.
+    /// Returns the table if the database has the log, and the log otherwise. Fails if the database
+    /// is unavailable.
     pub(crate) async fn open(options: &Options) -> Result<Self, Box<dyn std::error::Error>> {
         #[cfg(feature = "postgres")]
         if let Some(database) = options.database() {

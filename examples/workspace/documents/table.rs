@@ -1,5 +1,5 @@
-//! Documents in a table of Postgres. A change and its events are one transaction: either both happen
-//! or none.
+//! Documents in a table of Postgres. A change and its events are one transaction: either both
+//! happen or none.
 
 use std::sync::Arc;
 
@@ -87,7 +87,7 @@ impl Table {
             publish(&transaction, &self.log, record).await?;
         }
         transaction.commit().await?;
-        // If the process crashes before this call, the instances find the events at their next poll.
+        // If the process crashes before this call, the instances find the events at the next poll.
         self.log.wake();
         Ok(())
     }

@@ -290,10 +290,10 @@ impl Postgres {
         append::wake(&self.shared);
     }
 
-    /// The statement that publishes a record in a transaction of the application, for any driver. Its
-    /// parameters are the [`publish_arguments`](Self::publish_arguments) of the record.
+    /// The statement that publishes a record in a transaction of the application, for any driver.
+    /// Its parameters are the [`publish_arguments`](Self::publish_arguments) of the record.
     ///
-    /// The statement inserts one row. It waits for no other transaction, at any isolation level, and
+    /// The statement inserts one row. It waits for no other transaction, at any isolation level. It
     /// returns one row without a value. Call [`wake`](Self::wake) after the commit.
     ///
     /// The function in this statement can also be a part of a larger statement. The following

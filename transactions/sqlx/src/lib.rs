@@ -10,12 +10,12 @@ use tower_sse::backplane::{NewRecord, Postgres};
 /// instances find the event at their next [poll](Postgres::poll_interval).
 ///
 /// The database and the namespace of `log` must be those of the hubs. The connection of the
-/// transaction may be another one, with another role: it needs `USAGE` on the schema `tower_sse` and
-/// `EXECUTE` on the function `publish_record`.
+/// transaction may be another one, with another role. This role needs `USAGE` on the schema
+/// `tower_sse` and `EXECUTE` on the function `publish_record`.
 ///
-/// The call takes one round trip, and waits for no other transaction. The first call on a connection
-/// takes another round trip to prepare the statement. The events of one transaction are published in
-/// the order of the calls. On a connection without a transaction, the event is published at once.
+/// The call takes one round trip, and waits for no other transaction. The first call on a
+/// connection takes another round trip to prepare the statement. The events of one transaction are
+/// published in the order of the calls. Without a transaction, the event is published at once.
 ///
 /// Cancel safety: if the future is dropped, the record may or may not be part of the transaction.
 /// Roll the transaction back.

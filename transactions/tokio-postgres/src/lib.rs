@@ -11,8 +11,8 @@ use tower_sse::backplane::{NewRecord, Postgres};
 /// instances find the event at their next [poll](Postgres::poll_interval).
 ///
 /// The database and the namespace of `log` must be those of the hubs. The connection of the
-/// transaction may be another one, with another role: it needs `USAGE` on the schema `tower_sse` and
-/// `EXECUTE` on the function `publish_record`.
+/// transaction may be another one, with another role. This role needs `USAGE` on the schema
+/// `tower_sse` and `EXECUTE` on the function `publish_record`.
 ///
 /// The call takes one round trip, and waits for no other transaction. The events of one transaction
 /// are published in the order in which the server executes the calls. To save the round trip, run
