@@ -2,6 +2,10 @@
 
 use super::Stored;
 
+/// The maximum number of records in the first request of a read, because their sizes are unknown.
+#[cfg(any(feature = "nats", feature = "redis"))]
+const FIRST_READ: usize = 64;
+
 /// The limits of one [`Backplane::range`](super::Backplane::range).
 ///
 /// ```
@@ -35,6 +39,13 @@ impl ReadLimit {
     #[must_use]
     pub const fn bytes(self, bytes: usize) -> Self {
         Self { bytes, ..self }
+    }
+
+    /// Returns about how many further records fit into this limit, after `count` records of this
+    /// total size. Returns at least one, and a small number if no size is known yet.
+    #[cfg(any(feature = "nats", feature = "redis"))]
+    pub(super) fn fitting(self, count: usize, bytes: usize) -> usize {
+        if bytes == 0 { FIRST_READ } else { self.bytes.saturating_sub(bytes).saturating_mul(count) / bytes + 1 }
     }
 
     /// Returns the first records, up to this limit. An adapter whose broker does not limit the size

@@ -22,9 +22,6 @@ const INACTIVE: Duration = Duration::from_secs(30);
 /// The number of requests that a reader may repeat before the first answer. In a cluster, the
 /// server of the connection may hear of the new consumer a moment after the consumer was created.
 const REPEATS: u32 = 25;
-/// The maximum number of messages of the first request of a read with a limit of bytes, because the
-/// sizes of the messages are unknown.
-const FIRST_REQUEST: usize = 64;
 /// The pause before a repeated request.
 const PAUSE: Duration = Duration::from_millis(20);
 
@@ -181,11 +178,7 @@ impl Reader {
         while all.len() < count && (all.is_empty() || bytes < limit.bytes) {
             // The server limits the number of messages of a request. So request about as many as
             // fit, by the sizes of the messages so far.
-            let fitting = match bytes {
-                0 => FIRST_REQUEST,
-                _ => (limit.bytes - bytes).saturating_mul(all.len()) / bytes + 1,
-            };
-            let request = (count - all.len()).min(batch).min(fitting);
+            let request = limit.fitting(all.len(), bytes).min(count - all.len()).min(batch);
             let messages = self.next(request, self.connection.limits.timeout).await?;
             // Either the answer is late, or the messages were removed meanwhile. The hub tries
             // again after this error.

@@ -3,8 +3,7 @@
 //!
 //! One script appends records. It compares the log with the position that the caller has seen,
 //! numbers the records from the last id of the stream, writes the current values to a hash and
-//! trims the stream. Another script reads records up to a number of bytes. All keys of a log have
-//! the same hash tag.
+//! trims the stream. All keys of a log have the same hash tag.
 //!
 //! 1. The adapter replaces a connection that broke, or on which an answer is overdue ([`server`]).
 //! 2. Each stream of [`tail`](Backplane::tail) and [`listen`](Backplane::listen) has its own
@@ -32,10 +31,11 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use futures::future::BoxFuture;
 use futures::stream::{BoxStream, TryStreamExt};
+use redis::streams::StreamRangeReply;
 use redis::{Client, Cmd, ConnectionAddr, ConnectionInfo, IntoConnectionInfo};
 
 use self::server::{Shared, parse_epoch};
-use self::stream::{Batch, Entry, From, id_of, read, record, stored};
+use self::stream::{Batch, From, id_of, read, stored};
 use self::topology::{Cluster, Sentinels, Topology};
 use super::limits::LogLimits;
 use super::{
@@ -353,14 +353,28 @@ impl Backplane for Redis {
 
     fn range(&self, after: u64, limit: ReadLimit) -> BoxFuture<'_, Answer<Range>> {
         Box::pin(async move {
-            let Shared { range, keys, .. } = &*self.shared;
-            let read = async |mut connection, page: usize| {
-                let mut call = range.prepare_invoke();
-                call.key(&keys.log).arg(after).arg(limit.records.min(page)).arg(limit.bytes);
-                call.invoke_async::<Vec<Entry>>(&mut connection).await
+            let log = &self.shared.keys.log;
+            // The server limits the number of entries only, so read about as many as fit, until the
+            // bytes are reached. A script could count the bytes, but it would occupy the server for
+            // several times as long.
+            let read = async |mut connection: redirect::Connection, page: usize| {
+                let (most, mut bytes, mut start) = (limit.records.min(page), 0, format!("({after}-0"));
+                let mut records = Vec::new();
+                while records.len() < most && (records.is_empty() || bytes < limit.bytes) {
+                    let count = limit.fitting(records.len(), bytes).min(most - records.len());
+                    let range = Cmd::xrange_count(log, &start, "+", count);
+                    let StreamRangeReply { ids } = range.query_async(&mut connection).await?;
+                    let found: Vec<Stored> = ids.iter().filter_map(stored).collect();
+                    bytes += found.iter().map(|stored| stored.payload.len()).sum::<usize>();
+                    records.extend(found);
+                    match ids.last() {
+                        Some(newest) if ids.len() == count => start = format!("({}", newest.id),
+                        _ => break,
+                    }
+                }
+                Ok(records)
             };
-            let entries = self.shared.read_pages(read).await?;
-            Ok(Range::Records(entries.into_iter().filter_map(record).collect()))
+            Ok(Range::Records(limit.take(self.shared.read_pages(read).await?)))
         })
     }
 

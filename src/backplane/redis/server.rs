@@ -37,7 +37,6 @@ pub(super) struct Shared {
     pub(super) keys: Keys,
     pub(super) append: Script,
     pub(super) state: Script,
-    pub(super) range: Script,
     pub(super) journals: Scripts,
     /// The connections for small requests, so that small requests do not wait behind a large append
     /// or read.
@@ -132,7 +131,6 @@ impl Shared {
             replicas,
             append: Script::new(include_str!("append.lua")),
             state: Script::new(include_str!("state.lua")),
-            range: Script::new(include_str!("range.lua")),
             journals: Scripts::new(),
             line: PerRuntime::default(),
             publish: PerRuntime::default(),

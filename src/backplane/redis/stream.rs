@@ -109,23 +109,13 @@ async fn ask<T: FromRedisValue>(
     in_time(limit, async { answer.await?.map_err(|error| classify(&error)) }).await
 }
 
-/// A record as `range.lua` returns it: the id of its entry, its payload, and the time at which the
-/// script appended it, or an empty text.
-pub(super) type Entry = (String, Vec<u8>, String);
-
 /// Returns the record of a log entry. An entry without the field `d` was not appended by the
 /// script. It becomes an empty record, which the hub skips as unreadable.
 pub(super) fn stored(entry: &StreamId) -> Option<Stored> {
-    let payload = entry.get("d").unwrap_or_default();
-    record((entry.id.clone(), payload, entry.get("t").unwrap_or_default()))
-}
-
-/// Returns the record of an entry.
-pub(super) fn record((id, payload, appended_at): Entry) -> Option<Stored> {
-    let sequence = id.split('-').next()?.parse().ok()?;
-    let millis = appended_at.parse().ok().map(Duration::from_millis);
+    let sequence = entry.id.split('-').next()?.parse().ok()?;
+    let millis = entry.get("t").map(Duration::from_millis);
     let at = millis.and_then(|millis| SystemTime::UNIX_EPOCH.checked_add(millis));
-    Some(Stored::new(sequence, Bytes::from(payload)).at(at))
+    Some(Stored::new(sequence, Bytes::from(entry.get::<Vec<u8>>("d").unwrap_or_default())).at(at))
 }
 
 /// Splits the id of a stream entry into its two numbers.
