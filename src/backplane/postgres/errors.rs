@@ -2,7 +2,7 @@
 
 use std::error::Error;
 
-use tokio_postgres::error::SqlState;
+use tokio_postgres::error::{DbError, Severity, SqlState};
 
 use super::super::BackplaneError;
 
@@ -14,9 +14,7 @@ pub(super) fn classify(error: &tokio_postgres::Error) -> BackplaneError {
     let text = format!("{} ({})", answer.message(), answer.code().code());
     match answer.code() {
         // The server may have committed before it ended the connection.
-        &SqlState::ADMIN_SHUTDOWN | &SqlState::CRASH_SHUTDOWN | &SqlState::IDLE_SESSION_TIMEOUT => {
-            BackplaneError::unknown(text)
-        }
+        _ if ends_session(answer) => BackplaneError::unknown(text),
         // A pooler returns an error of this class when its connection to the server breaks.
         code if code.code().starts_with("08") => BackplaneError::unknown(text),
         code if is_missing(code) => BackplaneError::rejected(format!(
@@ -43,10 +41,13 @@ pub(super) fn classify_connect(error: &tokio_postgres::Error) -> BackplaneError 
 pub(super) fn is_fatal(error: &tokio_postgres::Error) -> bool {
     error.as_db_error().is_none_or(|answer| {
         let code = answer.code();
-        *code == SqlState::READ_ONLY_SQL_TRANSACTION
-            || code.code().starts_with("08")
-            || ["FATAL", "PANIC"].contains(&answer.severity())
+        *code == SqlState::READ_ONLY_SQL_TRANSACTION || code.code().starts_with("08") || ends_session(answer)
     })
+}
+
+/// Whether the server has ended the connection with this error.
+fn ends_session(error: &DbError) -> bool {
+    matches!(error.parsed_severity(), Some(Severity::Fatal | Severity::Panic))
 }
 
 /// Whether the server has no function, table or schema of this name.

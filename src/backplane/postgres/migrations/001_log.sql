@@ -26,6 +26,9 @@ CREATE TABLE tower_sse.head (
   system bigint NOT NULL DEFAULT 0
 );
 
+-- Vacuum does not return the end of the tables to the system: it would lock out all readers and
+-- writers for a moment.
+--
 -- Every row that the table accepts can be moved into the log. Otherwise one row would stop the log.
 CREATE TABLE tower_sse.inbox (
   ns text NOT NULL CHECK (octet_length(ns) <= 255),
@@ -40,7 +43,7 @@ CREATE TABLE tower_sse.inbox (
   idempotency_key text,
   PRIMARY KEY (ns, xact, id)
 ) WITH (
-  autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 5000,
+  vacuum_truncate = false, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 5000,
   autovacuum_vacuum_insert_scale_factor = 0, autovacuum_vacuum_insert_threshold = 1000000
 );
 
@@ -55,7 +58,7 @@ CREATE TABLE tower_sse.log (
   -- log.
   moved pg_snapshot,
   PRIMARY KEY (ns, number)
-) WITH (autovacuum_vacuum_scale_factor = 0.05);
+) WITH (vacuum_truncate = false, autovacuum_vacuum_scale_factor = 0.05);
 
 CREATE TABLE tower_sse.current (
   ns text NOT NULL,
@@ -66,7 +69,7 @@ CREATE TABLE tower_sse.current (
   at timestamptz NOT NULL,
   payload bytea NOT NULL,
   PRIMARY KEY (ns, hash)
-) WITH (autovacuum_vacuum_scale_factor = 0.05);
+) WITH (vacuum_truncate = false, autovacuum_vacuum_scale_factor = 0.05);
 CREATE INDEX current_by_number ON tower_sse.current (ns, number);
 
 -- The idempotency keys of the last ten minutes.
@@ -78,7 +81,7 @@ CREATE TABLE tower_sse.once (
   number bigint NOT NULL,
   at timestamptz NOT NULL,
   PRIMARY KEY (ns, hash)
-) WITH (autovacuum_vacuum_scale_factor = 0.05);
+) WITH (vacuum_truncate = false, autovacuum_vacuum_scale_factor = 0.05);
 CREATE INDEX once_by_time ON tower_sse.once (at);
 
 -- The newest version of the schema.

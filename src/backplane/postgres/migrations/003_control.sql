@@ -11,7 +11,7 @@ CREATE UNLOGGED TABLE tower_sse.control (
   at timestamptz NOT NULL,
   message bytea NOT NULL,
   PRIMARY KEY (ns, stream, id)
-) WITH (autovacuum_vacuum_scale_factor = 0.05);
+) WITH (vacuum_truncate = false, autovacuum_vacuum_scale_factor = 0.05);
 
 CREATE UNLOGGED TABLE tower_sse.deposit (
   ns text NOT NULL,
