@@ -45,7 +45,8 @@ impl ReadLimit {
     /// total size. Returns at least one, and a small number if no size is known yet.
     #[cfg(any(feature = "nats", feature = "redis"))]
     pub(super) fn fitting(self, count: usize, bytes: usize) -> usize {
-        if bytes == 0 { FIRST_READ } else { self.bytes.saturating_sub(bytes).saturating_mul(count) / bytes + 1 }
+        let rest = self.bytes.saturating_sub(bytes).saturating_mul(count);
+        rest.checked_div(bytes).map_or(FIRST_READ, |fitting| fitting.saturating_add(1))
     }
 
     /// Returns the first records, up to this limit. An adapter whose broker does not limit the size
