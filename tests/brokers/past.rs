@@ -109,7 +109,14 @@ async fn older_records_come_from_the_broker(log: impl Backplane + Clone) {
     // Live events follow.
     publish(&one, &["b"], 2_000..2_005).await;
     for n in 2_000..2_005 {
-        let SubscriberItem::Event(event) = soon(stream.next()).await.unwrap() else { panic!("not an event") };
+        let event = loop {
+            match soon(stream.next()).await.unwrap() {
+                SubscriberItem::Event(event) => break event,
+                // On a busy machine, an instance may be stale for a moment.
+                SubscriberItem::Stale | SubscriberItem::Live(_) => {}
+                other => panic!("{other:?}"),
+            }
+        };
         assert_eq!(event.data, n.to_string());
     }
 

@@ -3,46 +3,17 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use futures::future::join_all;
 use tokio::runtime::Handle;
-use tokio::sync::{Notify, oneshot};
+use tokio::sync::oneshot;
 use tokio_postgres::types::Type;
 
 use super::super::{Answer, BackplaneError, LogPosition, NewRecord, Seen};
 use super::connection::get;
+use super::queue::{Part, Queue, split};
 use super::server::{Shared, number, seen};
-
-/// The maximum number of records of one transaction.
-const MAX_RECORDS: usize = 1000;
-/// The approximate maximum number of bytes of one transaction.
-const MAX_BYTES: usize = 4 << 20;
-
-/// The minimum time between two transactions that only move records of the inbox. Otherwise an
-/// application that commits all the time would cause transactions all the time.
-const MOVE_INTERVAL: Duration = Duration::from_millis(5);
-
-/// The appends that wait for the task of this runtime.
-#[derive(Default)]
-pub(super) struct Queue {
-    waiting: VecDeque<Part>,
-    /// Wakes the task while it waits for [`MOVE_INTERVAL`].
-    arrived: Arc<Notify>,
-    /// Whether records of the inbox wait to be moved into the log.
-    has_inbox: bool,
-    /// The time at which the last transaction began.
-    began_at: Option<Instant>,
-    /// Whether the task runs.
-    is_running: bool,
-}
-
-/// Records of one append, at most as many as fit into one transaction.
-struct Part {
-    records: Vec<NewRecord>,
-    seen: Option<Seen>,
-    answer: oneshot::Sender<Vec<Answer<LogPosition>>>,
-}
 
 /// Appends records, and returns the position of each.
 pub(super) async fn append(
@@ -135,54 +106,6 @@ async fn run(shared: &Shared, queue: &crate::sync::Mutex<Queue>) {
             }
         }
     }
-}
-
-impl Queue {
-    /// Begins the next transaction, and returns its parts. The error is the time to wait before a
-    /// transaction that only moves records of the inbox.
-    fn next(&mut self) -> Result<Vec<Part>, Duration> {
-        let since = self.began_at.map_or(MOVE_INTERVAL, |at| at.elapsed());
-        if self.waiting.is_empty() && since < MOVE_INTERVAL {
-            return Err(MOVE_INTERVAL - since);
-        }
-        self.has_inbox = false;
-        self.began_at = Some(Instant::now());
-        Ok(self.take())
-    }
-
-    /// Removes the parts of the next transaction.
-    fn take(&mut self) -> Vec<Part> {
-        let (mut records, mut bytes) = (0, 0);
-        let fits = |part: &&Part| {
-            records += part.records.len();
-            bytes += part.records.iter().map(size).sum::<usize>();
-            records <= MAX_RECORDS && bytes <= MAX_BYTES
-        };
-        let count = self.waiting.iter().take_while(fits).count();
-        // A single part may exceed the limit of the bytes.
-        self.waiting.drain(..count.max(1).min(self.waiting.len())).collect()
-    }
-}
-
-/// Splits records into parts that fit into one transaction each.
-fn split(records: Vec<NewRecord>) -> Vec<Vec<NewRecord>> {
-    let mut parts: Vec<Vec<NewRecord>> = Vec::new();
-    let mut bytes = 0;
-    for record in records {
-        bytes += size(&record);
-        match parts.last_mut().filter(|part| part.len() < MAX_RECORDS && bytes <= MAX_BYTES) {
-            Some(part) => part.push(record),
-            None => {
-                bytes = size(&record);
-                parts.push(vec![record]);
-            }
-        }
-    }
-    parts
-}
-
-fn size(record: &NewRecord) -> usize {
-    record.payload.len() + record.values.iter().map(|value| value.id.len()).sum::<usize>()
 }
 
 /// Returns an error if a text cannot be stored: a text of Postgres has no NUL.

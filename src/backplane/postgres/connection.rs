@@ -22,7 +22,7 @@ use tokio_postgres_rustls::MakeRustlsConnect;
 
 use super::super::{Answer, BackplaneError, in_time};
 use super::errors::{classify, classify_connect, is_fatal};
-use super::migrations::VERSION;
+use super::schema::VERSION;
 
 /// A parameter of a statement, with its type.
 pub(super) type Parameter<'a> = (&'a (dyn ToSql + Sync), Type);

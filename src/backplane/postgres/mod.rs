@@ -3,7 +3,7 @@
 //! Transactions of the application insert records into the table `inbox`, without a number and
 //! without a lock. Instances move the committed records into the table `log` and number them there.
 //!
-//! 1. The SQL is in versioned files ([`migrations`]). The adapter calls functions of the schema, so
+//! 1. The SQL is in versioned files ([`schema`]). The adapter calls functions of the schema, so
 //!    its role needs no rights on tables.
 //! 2. Only the function `tower_sse.write` numbers records. It holds the lock of the log until its
 //!    transaction ends. A transaction of the application never holds this lock.
@@ -19,7 +19,9 @@ mod errors;
 mod journals;
 mod migrations;
 mod publish;
+mod queue;
 mod read;
+mod schema;
 mod server;
 mod streams;
 
@@ -36,8 +38,8 @@ use tokio_postgres::types::Type;
 
 use self::append::Limits;
 use self::connection::{Database, Parameter, get};
-pub use self::migrations::Migration;
 pub use self::publish::PublishArguments;
+pub use self::schema::Migration;
 use self::server::{Settings, Shared, number, seen};
 use super::limits::LogLimits;
 use super::{
@@ -277,7 +279,7 @@ impl Postgres {
     /// ```
     #[must_use]
     pub fn migrations() -> &'static [Migration] {
-        migrations::MIGRATIONS
+        schema::MIGRATIONS
     }
 
     /// Makes the instances look for events that a transaction has published. Call it after the

@@ -10,8 +10,8 @@ use super::super::limits::LogLimits;
 use super::super::per_runtime::PerRuntime;
 use super::super::secret_key::hashed;
 use super::super::{Answer, BackplaneError, LogPosition, Seen};
-use super::append::Queue;
 use super::connection::{Database, Failure, Parameter, Session};
+use super::queue::Queue;
 use crate::sync::Mutex;
 
 /// The maximum number of bytes of a record that are compared, from its start. In a record of a hub,
