@@ -100,7 +100,7 @@ async fn transaction(
 async fn write(fleet: Arc<Fleet>, writer: usize, mut random: Rng) -> Written {
     let mut written = Written::default();
     let (mut client, mut next) = (None, 0);
-    let wakes = writer % 2 == 0;
+    let wakes = writer.is_multiple_of(2);
     while !fleet.is_over() {
         let Some(connected) = &mut client else {
             client = connect(&fleet).await;
