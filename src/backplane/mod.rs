@@ -1,9 +1,10 @@
 //! The interface to a log that several instances share, and the adapters that implement it.
 //!
 //! A broker stores the log. Every hub appends records to the log and reads records from the log. An
-//! adapter implements [`Backplane`] for one kind of broker: `Redis`, `Nats` and `Postgres` (features
-//! `redis`, `nats` and `postgres`) for production. [`Memory`] needs no broker. It is for tests and for several hubs in
-//! one process. An adapter stores records as bytes. It has no access to the hub's connections.
+//! adapter implements [`Backplane`] for one kind of broker: `Redis`, `Nats` and `Postgres`
+//! (features `redis`, `nats` and `postgres`) for production. [`Memory`] needs no broker. It is for
+//! tests and for several hubs in one process. An adapter stores records as bytes. It has no access
+//! to the hub's connections.
 //!
 //! Other crates can implement [`Backplane`] for further brokers. `docs/adapters.md` describes how,
 //! with a complete example. `test_kit::check_backplane` (feature `test-kit`) checks an adapter.

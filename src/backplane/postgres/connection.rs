@@ -71,7 +71,8 @@ pub(super) struct Session {
 
 impl Database {
     pub(super) fn parse(url: &str) -> Answer<Self> {
-        // tokio-postgres has no such modes. The connector verifies certificate and name in any case.
+        // tokio-postgres has no such modes. The connector verifies certificate and name in any
+        // case.
         let url = url.replace("sslmode=verify-full", "sslmode=require").replace("sslmode=verify-ca", "sslmode=require");
         // The error of tokio-postgres may repeat a part of the URL.
         let config = url.parse().map_err(|_| BackplaneError::rejected("not a Postgres URL"))?;

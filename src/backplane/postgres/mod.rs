@@ -114,16 +114,17 @@ impl Postgres {
     ///
     /// # Errors
     ///
-    /// Returns an error if `url` is not a Postgres URL with a host, or if the namespace is too long or
-    /// contains U+0000. The error does not contain the URL.
+    /// Returns an error if `url` is not a Postgres URL with a host, or if the namespace is too long
+    /// or contains U+0000. The error does not contain the URL.
     pub fn new(url: &str, namespace: &str) -> Answer<Self> {
         Self::with_database(Database::parse(url)?, namespace)
     }
 
-    /// Creates an adapter with the settings of a [`Config`], for settings that a URL cannot express.
+    /// Creates an adapter with the settings of a [`Config`], for settings that a URL cannot
+    /// express.
     ///
-    /// `Config` is a type of version 0.7 of the crate `tokio-postgres`. Use the same version in your
-    /// application. A later version of `tokio-postgres` is a breaking change of this crate.
+    /// `Config` is a type of version 0.7 of the crate `tokio-postgres`. Use the same version in
+    /// your application. A later version of `tokio-postgres` is a breaking change of this crate.
     ///
     /// # Errors
     ///
@@ -211,7 +212,8 @@ impl Postgres {
     }
 
     /// Sets the interval at which an instance looks for events that transactions have published.
-    /// Defaults to 250 ms. The adapter shortens each interval by up to a half, at random. At least 1 ms.
+    /// Defaults to 250 ms. The adapter shortens each interval by up to a half, at random. At least
+    /// 1 ms.
     ///
     /// This interval is the longest delay of an event between the commit and the instances, if the
     /// process that publishes does not call [`wake`](Self::wake), for example because it has
@@ -245,12 +247,12 @@ impl Postgres {
     /// Creates the schema `tower_sse`, or changes it to the version that this adapter needs.
     ///
     /// Applies each migration in a transaction of its own. Several processes may call this method
-    /// at once. The role of the URL needs the right to create a schema in the database, and owns the
-    /// schema afterwards. The adapter itself needs fewer rights: `docs/postgres.md` lists them. To
-    /// apply the migrations with your own tools, use [`migrations`](Self::migrations).
+    /// at once. The role of the URL needs the right to create a schema in the database, and owns
+    /// the schema afterwards. The adapter itself needs fewer rights: `docs/postgres.md` lists them.
+    /// To apply the migrations with your own tools, use [`migrations`](Self::migrations).
     ///
-    /// Later versions of this crate add migrations, which instances of the earlier version tolerate.
-    /// So migrate before you start instances of a later version.
+    /// Later versions of this crate add migrations, which instances of the earlier version
+    /// tolerate. So migrate before you start instances of a later version.
     ///
     /// Cancel safety: a dropped future may have applied some of the migrations. Call the method
     /// again.
@@ -285,9 +287,10 @@ impl Postgres {
     /// Makes the instances look for events that a transaction has published. Call it after the
     /// commit.
     ///
-    /// The method returns at once, and a task of the current tokio runtime does the work. Calls that
-    /// arrive while a request is on its way have one effect together. Without a call, or outside of
-    /// a runtime, the instances find the events at their next [poll](Self::poll_interval).
+    /// The method returns at once, and a task of the current tokio runtime does the work. Calls
+    /// that arrive while a request is on its way have one effect together. Without a call, or
+    /// outside of a runtime, the instances find the events at their next
+    /// [poll](Self::poll_interval).
     pub fn wake(&self) {
         append::wake(&self.shared);
     }
