@@ -252,22 +252,22 @@
 //!
 //! All features are additive. The last column is the number of crates that tower-sse with this
 //! feature adds, including itself, to an application that already depends on axum, serde, tokio
-//! (`full`) and tracing (59 crates). Without any feature, the number is also 9.
+//! (`full`) and tracing (57 crates). Without any feature, the number is also 13.
 //!
 //! | Feature | Default | Adds | Crates |
 //! |---|---|---|---|
-//! | `axum` | yes | `StreamRequest`, `Hub` and `ConnectionId` as extractors; `EventStream` and errors as responses. Depends on axum-core only | 9 |
-//! | `axum-listener` | yes | `Hub::listener` and `SseMakeService` for `axum::serve` | 9 |
-//! | `derive` | no | `#[derive(Message)]`: typed events | 10 |
-//! | `metrics` | no | metrics through the facade of the crate `metrics`, and `Hub::record_metrics`. `docs/metrics.md` lists them | 11 |
-//! | `nats` | no | `backplane::Nats`: several instances through a NATS server with JetStream | 74 |
-//! | `openapi` | no | `StreamSchema`: a stream with its events in an OpenAPI document. Depends on utoipa | 14 |
-//! | `postgres` | no | `backplane::Postgres`: several instances through a PostgreSQL database, and publishing in transactions | TODO(figures) |
-//! | `redis` | no | `backplane::Redis`: several instances through a Redis server | 59 |
-//! | `takeover` | no | `SseIo::take_over` and `Hub::listener_with_takeover`: less memory for idle streams, on Unix | 9 |
-//! | `test-kit` | no | `test_kit`: a client, a log with faults and checks, for the tests of applications | 12 |
-//! | `typescript` | no | `TypeScript`: a module with the types of the events, for pages. Depends on ts-rs | 14 |
-//! | `uuid` | no | conversions from `Uuid` to `Topic` and `UserId` | 10 |
+//! | `axum` | yes | `StreamRequest`, `Hub` and `ConnectionId` as extractors; `EventStream` and errors as responses. Depends on axum-core only | 13 |
+//! | `axum-listener` | yes | `Hub::listener` and `SseMakeService` for `axum::serve` | 13 |
+//! | `derive` | no | `#[derive(Message)]`: typed events | 14 |
+//! | `metrics` | no | metrics through the facade of the crate `metrics`, and `Hub::record_metrics`. `docs/metrics.md` lists them | 16 |
+//! | `nats` | no | `backplane::Nats`: several instances through a NATS server with JetStream | 101 |
+//! | `openapi` | no | `StreamSchema`: a stream with its events in an OpenAPI document. Depends on utoipa | 17 |
+//! | `postgres` | no | `backplane::Postgres`: several instances through a PostgreSQL database, and publishing in transactions | 62 |
+//! | `redis` | no | `backplane::Redis`: several instances through a Redis server | 60 |
+//! | `takeover` | no | `SseIo::take_over` and `Hub::listener_with_takeover`: less memory for idle streams, on Unix | 13 |
+//! | `test-kit` | no | `test_kit`: a client, a log with faults and checks, for the tests of applications | 16 |
+//! | `typescript` | no | `TypeScript`: a module with the types of the events, for pages. Depends on ts-rs | 18 |
+//! | `uuid` | no | conversions from `Uuid` to `Topic` and `UserId` | 14 |
 
 #![cfg_attr(docsrs, feature(doc_cfg))]
 #![cfg_attr(
