@@ -20,8 +20,7 @@ def pay(connection, namespace, order):
             [namespace, f"orders/{order}", "order.paid", json.dumps({"id": order})],
         )
     # After the commit, in a transaction of its own: moves the event into the log at once. Without
-    # this call, the instances find the event at their next poll, 250 ms later at most. If the
-    # instances have limits other than the default, pass the same limits.
+    # this call, the instances find the event at their next poll, 250 ms later at most.
     connection.execute("SELECT tower_sse.sequence(%s)", [namespace])
 
 
