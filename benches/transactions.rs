@@ -58,16 +58,19 @@ enum Variant {
     Record,
     /// The same, and sends the call together with `COMMIT`.
     RecordWithCommit,
+    /// Calls it in the statement of the insert.
+    RecordWithInsert,
     /// Calls `tower_sse.publish`, which builds the record.
     Event,
     /// Takes the next number of a counter row, and inserts the record with this number.
     Counter,
 }
 
-const VARIANTS: [(Variant, &str); 5] = [
+const VARIANTS: [(Variant, &str); 6] = [
     (Variant::Nothing, "without publishing"),
     (Variant::Record, "`publish_record`"),
     (Variant::RecordWithCommit, "`publish_record`, sent together with `COMMIT`"),
+    (Variant::RecordWithInsert, "`publish_record`, in one statement with the `INSERT`"),
     (Variant::Event, "`publish`"),
     (Variant::Counter, "the number of a counter row"),
 ];
@@ -81,17 +84,23 @@ async fn connect(server: &PostgresServer) -> Client {
 async fn transaction(client: &Client, variant: Variant, work: Duration) {
     let text = "an order of some length";
     let begin = client.batch_execute("BEGIN");
-    let order = [(&text as _, Type::TEXT)];
-    let insert = client.execute_typed("INSERT INTO orders (body) VALUES ($1)", &order);
+    let record = RECORD.as_bytes();
+    let mut order = vec![(&text as _, Type::TEXT)];
+    let mut sql = "INSERT INTO orders (body) VALUES ($1)";
+    if variant == Variant::RecordWithInsert {
+        sql = "WITH added AS (INSERT INTO orders (body) VALUES ($1) RETURNING id) \
+               SELECT tower_sse.publish_record('bench', $2) FROM added";
+        order.push((&record as _, Type::BYTEA));
+    }
     // Both are sent at once.
-    try_join(begin, insert).await.unwrap();
+    try_join(begin, client.execute_typed(sql, &order)).await.unwrap();
     if variant == Variant::Counter {
         let next = "UPDATE counter SET number = number + 1 RETURNING number";
         let number: i64 = client.query_typed_one(next, &[]).await.unwrap().get(0);
         let row = [(&number as _, Type::INT8), (&RECORD as _, Type::TEXT)];
         client.execute_typed("INSERT INTO counted VALUES ($1, $2)", &row).await.unwrap();
     }
-    let record = [(&RECORD.as_bytes() as _, Type::BYTEA)];
+    let record = [(&record as _, Type::BYTEA)];
     let publish = client.query_typed("SELECT tower_sse.publish_record('bench', $1)", &record);
     if variant == Variant::Event {
         let sql = "SELECT tower_sse.publish('bench', topic => 't', event => 'tick', data => $1)";

@@ -121,8 +121,8 @@ pub trait Backplane: Journals {
     /// remove messages that are older than one minute.
     ///
     /// If `after` is `None`, the stream begins with the first message that is sent after the stream
-    /// has connected. A stream of `Redis` or `Nats` connects when it is first polled. A stream of
-    /// `Memory` is connected at once.
+    /// has connected. A stream of `Memory` is connected at once. The streams of the other adapters
+    /// connect when they are first polled.
     ///
     /// The stream ends only with an error.
     #[doc(alias = "hear")]

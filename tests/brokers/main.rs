@@ -38,6 +38,7 @@ mod past;
 mod postgres_access;
 mod postgres_failover;
 mod postgres_idle;
+mod postgres_numbering;
 mod postgres_pooler;
 mod postgres_publish;
 mod postgres_rights;

@@ -202,7 +202,7 @@ impl Reader {
     }
 }
 
-/// What the reply subject of a message contains.
+/// The numbers in the reply subject of a message.
 #[derive(Debug, PartialEq, Eq)]
 struct Numbers {
     /// The number of the message in its stream.

@@ -205,10 +205,11 @@ impl Limits {
         // A century. The server cannot calculate with much longer ages.
         const MAX_AGE_MS: i64 = 100 * 366 * 86_400_000;
         Self {
-            records: i64::try_from(limits.max_records).unwrap_or(i64::MAX),
+            // Half of the maximum, because the server adds some slack.
+            records: i64::try_from(limits.max_records).unwrap_or(i64::MAX / 2).min(i64::MAX / 2),
             bytes: i64::try_from(limits.max_bytes).unwrap_or(i64::MAX / 2).min(i64::MAX / 2),
             age_ms: millis(limits.max_age).min(MAX_AGE_MS),
-            values: i64::try_from(limits.max_values).unwrap_or(i64::MAX),
+            values: i64::try_from(limits.max_values).unwrap_or(i64::MAX / 2).min(i64::MAX / 2),
             wait_ms: millis(limits.timeout / 2).clamp(1, i64::from(i32::MAX)),
         }
     }

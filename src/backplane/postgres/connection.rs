@@ -9,7 +9,6 @@ use std::future::poll_fn;
 use std::pin::pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
-use std::task::Poll;
 use std::time::Duration;
 
 use futures::stream::TryStreamExt;
@@ -48,6 +47,8 @@ pub(super) struct Notifications {
     pub(super) newest: i64,
     /// How often records were published to the inbox.
     pub(super) inbox: u64,
+    /// How often control messages were sent.
+    pub(super) control: u64,
 }
 
 impl Notifications {
@@ -55,8 +56,7 @@ impl Notifications {
         match payload.strip_prefix("log ").and_then(|number| number.parse().ok()) {
             Some(newest) => self.newest = self.newest.max(newest),
             None if payload == "inbox" => self.inbox += 1,
-            // A notification of control messages only wakes the stream.
-            None => {}
+            None => self.control += 1,
         }
     }
 }
@@ -66,6 +66,8 @@ pub(super) struct Session {
     pub(super) client: Client,
     pub(super) notifications: watch::Receiver<Notifications>,
     pub(super) limit: Duration,
+    /// The connector with which a request can be cancelled.
+    connector: Option<MakeRustlsConnect>,
     is_warned: Arc<AtomicBool>,
 }
 
@@ -157,7 +159,7 @@ impl Database {
             config.tcp_user_timeout(limit);
         }
         let connect = async {
-            let (client, notifications) = match connector {
+            let (client, notifications) = match connector.clone() {
                 Some(connector) => {
                     let (client, connection) =
                         config.connect(connector).await.map_err(|error| classify_connect(&error))?;
@@ -168,7 +170,7 @@ impl Database {
                     (client, drive(connection))
                 }
             };
-            let session = Session { client, notifications, limit, is_warned: Arc::clone(&self.is_warned) };
+            let session = Session { client, notifications, limit, connector, is_warned: Arc::clone(&self.is_warned) };
             if let Some(channel) = channel {
                 let listen = format!("LISTEN {channel}");
                 session.client.batch_execute(&listen).await.map_err(|error| classify(&error).before_request())?;
@@ -259,8 +261,27 @@ impl Session {
         match tokio::time::timeout(self.limit, answer).await {
             Ok(Ok(answer)) => Ok(answer),
             Ok(Err(error)) => Err(Failure { is_fatal: is_fatal(&error), error: classify(&error) }),
-            Err(_) => Err(Failure { is_fatal: true, error: BackplaneError::unknown("no answer in time") }),
+            Err(_) => {
+                self.cancel();
+                Err(Failure { is_fatal: true, error: BackplaneError::unknown("no answer in time") })
+            }
         }
+    }
+
+    /// Cancels the request that runs at the server. Otherwise a server that waits for a lock would
+    /// not notice that the connection is closed, and each attempt would leave a process there.
+    fn cancel(&self) {
+        let (token, connector, limit) = (self.client.cancel_token(), self.connector.clone(), self.limit);
+        tokio::spawn(async move {
+            // Without an effect behind a pooler, and if the server does not answer at all.
+            let cancel = async {
+                match connector {
+                    Some(connector) => token.cancel_query(connector).await,
+                    None => token.cancel_query(NoTls).await,
+                }
+            };
+            let _ = tokio::time::timeout(limit, cancel).await;
+        });
     }
 
     /// Runs a statement that returns one row.
@@ -282,13 +303,12 @@ pub(super) fn get<'r, T: tokio_postgres::types::FromSql<'r>>(row: &'r Row, colum
     row.try_get(column).map_err(|error| BackplaneError::rejected(format!("unexpected answer: {error}")))
 }
 
-/// Waits for a notification, at most for `poll`.
-pub(super) async fn notified(notifications: &mut watch::Receiver<Notifications>, poll: Duration) {
-    // An error means that the connection has ended. The next request then returns its error.
-    let changed = async {
-        if notifications.changed().await.is_err() {
-            poll_fn(|_| Poll::<()>::Pending).await;
-        }
-    };
-    let _ = tokio::time::timeout(poll, changed).await;
+/// Waits until a notification fulfils a condition, at most for `poll`. Returns at once if the
+/// connection has ended: the next request then returns the error.
+pub(super) async fn notified(
+    notifications: &mut watch::Receiver<Notifications>,
+    poll: Duration,
+    is_new: impl FnMut(&Notifications) -> bool,
+) {
+    let _ = tokio::time::timeout(poll, notifications.wait_for(is_new)).await;
 }

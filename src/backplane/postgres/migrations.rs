@@ -27,7 +27,7 @@ pub(super) async fn migrate(session: &Session) -> Answer<()> {
 
 async fn apply(session: &Session, migration: &Migration) -> Result<(), tokio_postgres::Error> {
     let client = &session.client;
-    client.batch_execute("BEGIN; SELECT pg_advisory_xact_lock(hashtextextended('tower_sse migrations', 0))").await?;
+    client.batch_execute("BEGIN ISOLATION LEVEL READ COMMITTED; SELECT pg_advisory_xact_lock(hashtextextended('tower_sse migrations', 0))").await?;
     // The lock comes first: another process may have applied the migration in the meantime.
     let exists = client.query_typed_one("SELECT to_regclass('tower_sse.migrations') IS NOT NULL", &[]).await?;
     let is_applied = exists.try_get(0)?

@@ -42,7 +42,7 @@ fn stored(row: &Row) -> Answer<Stored> {
     record(row, 0)
 }
 
-/// As [`stored`], for a row whose column `number` is at `first`.
+/// Returns the record of a row with these columns from the column `first` on.
 fn record(row: &Row, first: usize) -> Answer<Stored> {
     let at = UNIX_EPOCH + Duration::from_millis(number(get(row, first + 1)?)?);
     Ok(Stored::new(number(get(row, first)?)?, get::<Vec<u8>>(row, first + 2)?.into()).at(at))

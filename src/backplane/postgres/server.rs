@@ -153,7 +153,7 @@ impl Shared {
         })
     }
 
-    /// As [`rows`](Self::rows), for a statement that returns one row.
+    /// Runs a statement that returns one row, as [`rows`](Self::rows) does.
     pub(super) async fn one(&self, lines: &PerRuntime<Line>, sql: &str, parameters: &[Parameter<'_>]) -> Answer<Row> {
         let mut rows = self.rows(lines, sql, parameters).await?;
         rows.pop().ok_or_else(|| BackplaneError::rejected("the server returned no row"))

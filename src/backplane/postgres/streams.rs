@@ -34,13 +34,14 @@ pub(super) fn tail(shared: Arc<Shared>, after: u64) -> BoxStream<'static, Answer
         let mut after = i64::try_from(after).unwrap_or(i64::MAX);
         let mut clean_at = Instant::now() + CLEAN.mul_f64(fastrand::f64());
         let (mut move_at, mut read_at) = (Instant::now(), Instant::now());
-        let mut inbox = 0;
+        // The state of the notifications at the last requests.
+        let (mut inbox, mut newest) = (0, 0);
         loop {
             let received = *notifications.borrow_and_update();
             let appended_here = *appended.borrow_and_update();
             let now = Instant::now();
             let moves = move_at <= now || received.inbox != inbox;
-            let reads = read_at <= now || received.newest > after;
+            let reads = read_at <= now || received.newest > after.max(newest);
             inbox = received.inbox;
             // Both requests are sent at once. The second reads what the first has committed.
             let work = async { if moves { move_inbox(&shared, &session).await } else { Ok(false) } };
@@ -57,22 +58,36 @@ pub(super) fn tail(shared: Arc<Shared>, after: u64) -> BoxStream<'static, Answer
                 continue;
             }
             if reads {
+                // The stream does not read again because of this record, which the log has lost.
+                newest = received.newest;
                 read_at = if listens { Instant::now() + CHECK } else { move_at };
             }
             if clean_at <= Instant::now() {
                 clean_at = Instant::now() + CLEAN.mul_f64(0.5 + fastrand::f64());
-                let namespace = &shared.settings.namespace;
-                session.one("SELECT tower_sse.clean($1)", &[(namespace, Type::TEXT)]).await?;
+                clean(&shared, &session).await?;
             }
             let poll = move_at.min(read_at).saturating_duration_since(Instant::now());
             if listens {
-                notified(&mut notifications, poll).await;
+                notified(&mut notifications, poll, |new| new.newest > after.max(newest) || new.inbox != inbox).await;
             } else if tokio::time::timeout(poll, appended.wait_for(|count| *count != appended_here)).await.is_ok() {
                 // This process has appended records.
                 read_at = Instant::now();
             }
         }
     })
+}
+
+/// Removes expired rows. Only a broken connection is an error: the rows can wait.
+async fn clean(shared: &Shared, session: &Session) -> Answer<()> {
+    let namespace = &shared.settings.namespace;
+    match session.rows("SELECT tower_sse.clean($1)", &[(namespace, Type::TEXT)]).await {
+        Err(failure) if failure.is_fatal => Err(failure.error),
+        Err(failure) => {
+            tracing::debug!(name: "sse.log.clean_failed", error = %failure.error, "expired rows cannot be removed from Postgres");
+            Ok(())
+        }
+        Ok(_) => Ok(()),
+    }
 }
 
 /// Moves the records of the inbox into the log. Returns whether there may be more of them.
@@ -104,7 +119,7 @@ pub(super) fn listen(shared: Arc<Shared>, after: Option<i64>) -> BoxStream<'stat
             None => get(&session.one("SELECT tower_sse.control_end($1)", &[(namespace, Type::TEXT)]).await?, 0)?,
         };
         loop {
-            notifications.borrow_and_update();
+            let seen = notifications.borrow_and_update().control;
             let sql = "SELECT id, message FROM tower_sse.control_range($1, $2, $3)";
             let parameters = [(namespace as _, Type::TEXT), (&after as _, Type::INT8), (&MESSAGES as _, Type::INT8)];
             let rows = session.rows(sql, &parameters).await.map_err(|failure| failure.error)?;
@@ -115,7 +130,7 @@ pub(super) fn listen(shared: Arc<Shared>, after: Option<i64>) -> BoxStream<'stat
             }
             if is_empty {
                 let poll = if shared.settings.listens { CHECK } else { shared.settings.poll_interval };
-                notified(&mut notifications, poll).await;
+                notified(&mut notifications, poll, |new| new.control != seen).await;
             }
         }
     })

@@ -296,7 +296,7 @@ impl Counters {
     /// Logs the first payload over 64 KiB. Some common clients cannot read longer events.
     pub(in crate::hub) fn payload(&self, bytes: usize) {
         if bytes > 64 * 1024 && !self.is_large_payload_logged.swap(true, Ordering::Relaxed) {
-            tracing::warn!(name: "sse.publish.large_payload", bytes, "a payload over 64 KiB was published: some clients cannot read it (logged once)");
+            tracing::warn!(name: "sse.publish.large_payload", bytes, "a payload is over 64 KiB: some clients cannot read it (logged once)");
         }
     }
 

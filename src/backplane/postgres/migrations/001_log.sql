@@ -127,7 +127,7 @@ BEGIN
       WHERE l.ns = ns AND l.number = own AND substr(l.payload, 1, octet_length(own_start)) <> own_start));
 END $$;
 
--- As `read_state`, for a caller that holds the lock of the log. Creates the log if it does not
+-- Returns the same as `read_state`, for a caller that holds the lock of the log. Creates the log if it does not
 -- exist, and begins a new epoch if it has lost records.
 CREATE FUNCTION tower_sse.locked_state(
   ns text, new_epoch bigint, seen_epochs bigint[], seen_numbers bigint[],
@@ -198,12 +198,14 @@ DECLARE
   -- Records of these transactions, or of later ones, were not visible when records were last moved.
   pending xid8[] := ARRAY(SELECT pg_snapshot_xip(moved));
   since xid8 := coalesce(pg_snapshot_xmax(moved), '0'::xid8);
-  -- The transaction gets its id below, after the snapshot. So the ids in the snapshot are lower,
-  -- and a server that has recovered from a crash does not assign them again.
-  may_advance boolean := pg_current_xact_id_if_assigned() IS NULL;
+  may_advance boolean;
 BEGIN
   SELECT c.system_identifier INTO system FROM pg_control_system() c;
   UPDATE tower_sse.head h SET system = system WHERE h.ns = ns AND h.system <> system;
+  -- If the transaction gets its id below, after the snapshot, then the ids in the snapshot are lower:
+  -- other transactions do not publish with them, and a server that has recovered from a crash does
+  -- not assign them again. Otherwise the next batch looks at all rows since the earlier snapshot.
+  may_advance := pg_current_xact_id_if_assigned() IS NULL;
   IF FOUND OR moved IS NULL OR since > pg_snapshot_xmax(pg_current_snapshot()) THEN
     since := '0'::xid8;
     pending := '{}';
@@ -218,8 +220,7 @@ BEGIN
     -- order, however many rows wait.
     (SELECT c.row, c.id, c.size FROM unnest(pending) AS p(xact), LATERAL (
         SELECT i.ctid AS row, i.id, octet_length(i.payload) AS size FROM tower_sse.inbox i
-        WHERE i.ns = ns AND i.xact = p.xact ORDER BY i.id LIMIT max_moved * 20) c
-      LIMIT max_moved * 20)
+        WHERE i.ns = ns AND i.xact = p.xact ORDER BY i.id LIMIT max_moved * 20) c)
     UNION ALL
     (SELECT i.ctid, i.id, octet_length(i.payload) FROM tower_sse.inbox i
       WHERE i.ns = ns AND i.xact >= since ORDER BY i.xact, i.id LIMIT max_moved * 20)

@@ -77,6 +77,8 @@ BEGIN
   data := coalesce(data, '');
   IF cardinality(all_topics) + cardinality(all_users) + everyone::integer NOT BETWEEN 1 AND 128 THEN
     RAISE EXCEPTION 'an event needs 1 to 128 targets' USING ERRCODE = 'invalid_parameter_value';
+  ELSIF array_ndims(all_topics) > 1 OR array_ndims(all_users) > 1 THEN
+    RAISE EXCEPTION 'topics and users must be lists' USING ERRCODE = 'invalid_parameter_value';
   END IF;
   FOREACH name IN ARRAY all_topics LOOP
     PERFORM tower_sse.check_name('topic', name);

@@ -21,15 +21,15 @@ BEGIN
         o.at < now - interval '5 minutes'
         OR o.id < (
           SELECT n.id FROM tower_sse.control n WHERE n.ns = ns AND n.stream = stream ORDER BY n.id DESC OFFSET 9999 LIMIT 1))
-      ORDER BY o.id LIMIT 20000));
+      ORDER BY o.id LIMIT 20000 FOR UPDATE SKIP LOCKED));
   END LOOP;
-  -- A row that another transaction changes meanwhile has another `ctid`, and stays.
+  -- Rows that another transaction changes now stay. Otherwise the two could wait for each other.
   DELETE FROM tower_sse.deposit d WHERE d.ctid = ANY (ARRAY(
-    SELECT o.ctid FROM tower_sse.deposit o WHERE o.expires_at <= now LIMIT 10000));
+    SELECT o.ctid FROM tower_sse.deposit o WHERE o.expires_at <= now LIMIT 10000 FOR UPDATE SKIP LOCKED));
   DELETE FROM tower_sse.shared s WHERE s.ctid = ANY (ARRAY(
-    SELECT o.ctid FROM tower_sse.shared o WHERE o.expires_at <= now LIMIT 1000));
+    SELECT o.ctid FROM tower_sse.shared o WHERE o.expires_at <= now LIMIT 1000 FOR UPDATE SKIP LOCKED));
   DELETE FROM tower_sse.once o WHERE o.ctid = ANY (ARRAY(
-    SELECT e.ctid FROM tower_sse.once e WHERE e.at < now - interval '10 minutes' LIMIT 20000));
+    SELECT e.ctid FROM tower_sse.once e WHERE e.at < now - interval '10 minutes' LIMIT 20000 FOR UPDATE SKIP LOCKED));
   LOOP
     WITH forgotten AS (
       DELETE FROM tower_sse.journal j WHERE j.ctid = ANY (ARRAY(
