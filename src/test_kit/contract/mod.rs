@@ -13,10 +13,14 @@ mod rule;
 use std::fmt::Write;
 
 use futures::future::{FutureExt, LocalBoxFuture};
+use futures::stream::{self, StreamExt};
 use tokio::time::timeout;
 
 use self::rule::{Logs, Outcome, RULE_LIMIT};
 use crate::backplane::Backplane;
+
+/// The number of rules that are checked at once. A rule mostly waits for the broker.
+const SIMULTANEOUS: usize = 4;
 
 type Check = for<'a> fn(&'a Logs<'a>) -> LocalBoxFuture<'a, Outcome>;
 
@@ -96,10 +100,14 @@ fn rules() -> [(&'static str, Check); 31] {
 pub async fn check_backplane<B: Backplane>(connect: impl Fn(&str) -> B) {
     let connect = |name: &str| -> Box<dyn Backplane> { Box::new(connect(name)) };
     let (mut broken, mut report) = (0, String::new());
-    for (name, check) in rules() {
-        let logs = Logs::new(name, &connect);
+    let connect: &dyn Fn(&str) -> Box<dyn Backplane> = &connect;
+    let outcomes = stream::iter(rules()).map(|(name, check)| async move {
+        let logs = Logs::new(name, connect);
         let checked = timeout(RULE_LIMIT, check(&logs)).await;
-        if let Err(breach) = checked.unwrap_or_else(|_| Err(format!("the rule takes longer than {RULE_LIMIT:?}"))) {
+        (name, checked.unwrap_or_else(|_| Err(format!("the rule takes longer than {RULE_LIMIT:?}"))))
+    });
+    for (name, outcome) in outcomes.buffered(SIMULTANEOUS).collect::<Vec<_>>().await {
+        if let Err(breach) = outcome {
             broken += 1;
             let _ = write!(report, "\n  {name}: {breach}");
         }
