@@ -303,12 +303,15 @@ pub(super) fn get<'r, T: tokio_postgres::types::FromSql<'r>>(row: &'r Row, colum
     row.try_get(column).map_err(|error| BackplaneError::rejected(format!("unexpected answer: {error}")))
 }
 
-/// Waits until a notification fulfils a condition, at most for `poll`. Returns at once if the
-/// connection has ended: the next request then returns the error.
+/// Waits until a notification fulfils a condition, at most for `poll`. Returns an error if the
+/// connection has ended.
 pub(super) async fn notified(
     notifications: &mut watch::Receiver<Notifications>,
     poll: Duration,
     is_new: impl FnMut(&Notifications) -> bool,
-) {
-    let _ = tokio::time::timeout(poll, notifications.wait_for(is_new)).await;
+) -> Answer<()> {
+    match tokio::time::timeout(poll, notifications.wait_for(is_new)).await {
+        Ok(Err(_)) => Err(BackplaneError::unknown("the connection has ended")),
+        Ok(Ok(_)) | Err(_) => Ok(()),
+    }
 }

@@ -68,7 +68,7 @@ pub(super) fn tail(shared: Arc<Shared>, after: u64) -> BoxStream<'static, Answer
             }
             let poll = move_at.min(read_at).saturating_duration_since(Instant::now());
             if listens {
-                notified(&mut notifications, poll, |new| new.newest > after.max(newest) || new.inbox != inbox).await;
+                notified(&mut notifications, poll, |new| new.newest > after.max(newest) || new.inbox != inbox).await?;
             } else if tokio::time::timeout(poll, appended.wait_for(|count| *count != appended_here)).await.is_ok() {
                 // This process has appended records.
                 read_at = Instant::now();
@@ -130,7 +130,7 @@ pub(super) fn listen(shared: Arc<Shared>, after: Option<i64>) -> BoxStream<'stat
             }
             if is_empty {
                 let poll = if shared.settings.listens { CHECK } else { shared.settings.poll_interval };
-                notified(&mut notifications, poll, |new| new.control != seen).await;
+                notified(&mut notifications, poll, |new| new.control != seen).await?;
             }
         }
     })
