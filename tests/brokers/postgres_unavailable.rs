@@ -1,9 +1,14 @@
 //! A PostgreSQL server that cannot serve an instance for a while: it does not answer, it has no free
-//! connection, it is read-only, or another session holds a lock.
+//! connection, it is read-only, another session holds a lock, or it ends the connections.
 
-use std::time::Duration;
+use std::future::poll_fn;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
 
-use tower_sse::backplane::{Backplane, NewRecord, Postgres};
+use futures::stream::{BoxStream, StreamExt};
+use tokio_postgres::Client;
+use tower_sse::backplane::{Backplane, BackplaneError, NewRecord, Postgres};
 use tower_sse::{Event, Hub, PublishError, Subscriber};
 
 use crate::instances::builder;
@@ -135,6 +140,77 @@ async fn an_instance_whose_connections_are_ended_listens_again_without_a_gap() {
         assert_eq!(gaps_before(&mut page, &n.to_string()).await, [""; 0]);
     }
     recovers(&hub, &mut page).await;
+}
+
+/// The connections of streams that have asked for new data and wait now.
+const WAITING: &str = "FROM pg_stat_activity WHERE application_name = 'tower-sse' AND state = 'idle' \
+                       AND query ~ 'FROM tower_sse.(range|control_range)'";
+
+async fn until_streams_wait(server: &PostgresServer, count: u32) {
+    until(|| server.psql(&format!("SELECT count(*) = {count} {WAITING}")) == "t").await;
+}
+
+async fn end_connections_of_streams(administrator: &Client) {
+    call(administrator, &format!("SELECT pg_terminate_backend(pid) {WAITING}"), &[]).await;
+}
+
+/// The time limit for the end of a stream. It is below two seconds, after which a stream asks for
+/// new data in any case and so notices the end of its connection.
+const AT_ONCE: Duration = Duration::from_millis(1_500);
+
+/// Checks that a stream ends when the server ends its connection. Also counts the polls of the
+/// stream, so that a stream that keeps its thread busy until its end fails the test.
+async fn ends_with_its_connection<T: Send + 'static>(
+    server: &PostgresServer,
+    mut stream: BoxStream<'static, Result<T, BackplaneError>>,
+) {
+    let polls = Arc::new(AtomicUsize::new(0));
+    let counted = Arc::clone(&polls);
+    let reader = tokio::spawn(async move {
+        let next = poll_fn(|cx| {
+            counted.fetch_add(1, Ordering::SeqCst);
+            stream.poll_next_unpin(cx)
+        });
+        next.await.map(|item| item.map(drop))
+    });
+    let administrator = connect_to(&server.url_as("postgres")).await;
+    until_streams_wait(server, 1).await;
+    let (before, since) = (polls.load(Ordering::SeqCst), Instant::now());
+    end_connections_of_streams(&administrator).await;
+    let error = soon(reader).await.unwrap().unwrap().unwrap_err();
+    let (took, polls) = (since.elapsed(), polls.load(Ordering::SeqCst) - before);
+    assert!(took < AT_ONCE && polls < 20, "{polls} polls in {took:?}, then: {error}");
+}
+
+#[tokio::test]
+async fn a_stream_of_records_ends_at_once_when_its_connection_ends() {
+    let Some(server) = PostgresServer::start(&[]) else { return };
+    let log = log(&server).poll_interval(Duration::from_secs(3_600));
+    ends_with_its_connection(&server, log.tail(0)).await;
+}
+
+#[tokio::test]
+async fn a_stream_of_control_messages_ends_at_once_when_its_connection_ends() {
+    let Some(server) = PostgresServer::start(&[]) else { return };
+    let log = log(&server).poll_interval(Duration::from_secs(3_600));
+    ends_with_its_connection(&server, log.listen(None)).await;
+}
+
+/// Without a new connection, the instance would find the event half an hour later at the earliest,
+/// because the transaction does not wake it.
+#[tokio::test]
+async fn an_instance_reconnects_at_once_when_its_connections_end() {
+    let Some(server) = PostgresServer::start(&[]) else { return };
+    let (_hub, mut page) = start(log(&server).poll_interval(Duration::from_secs(3_600))).await;
+    // The stream of records and that of control messages.
+    until_streams_wait(&server, 2).await;
+    let administrator = connect_to(&server.url_as("postgres")).await;
+    publish(&administrator, "x").await;
+    let since = Instant::now();
+    end_connections_of_streams(&administrator).await;
+    assert_eq!(read_to(&mut page, "x").await, ["x"]);
+    let took = since.elapsed();
+    assert!(took < AT_ONCE, "{took:?}");
 }
 
 /// A session of another program holds the lock of the log.
