@@ -2,12 +2,14 @@
 
 #![allow(dead_code, unreachable_pub, reason = "each test binary uses a part of it")]
 
-use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+use std::io::Read;
+use std::net::{Ipv4Addr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
+use super::processes::wait_until_ready;
 use super::{port, skip};
 
 pub struct NatsServer {
@@ -104,19 +106,8 @@ impl NatsServer {
             command.args(["-js", "-sd"]).arg(&self.folder);
         }
         command.args(&self.arguments).stdout(Stdio::null()).stderr(Stdio::null());
-        self.child = Some(command.spawn().unwrap());
-        let begun = Instant::now();
-        while !self.answers() {
-            assert!(begun.elapsed() < Duration::from_secs(20), "nats-server does not answer");
-            std::thread::sleep(Duration::from_millis(5));
-        }
-    }
-
-    fn answers(&self) -> bool {
-        use std::io::Read;
-        let Ok(mut tcp) = TcpStream::connect(SocketAddr::from((Ipv4Addr::LOCALHOST, self.port))) else { return false };
-        let mut info = [0; 5];
-        tcp.read_exact(&mut info).is_ok() && &info == b"INFO "
+        let log = self.folder.with_extension("log");
+        wait_until_ready(self.child.insert(command.spawn().unwrap()), Some(&log), || answers(self.port));
     }
 
     pub fn is_running(&self) -> bool {
@@ -174,6 +165,12 @@ impl NatsServer {
             assert!(begun.elapsed() < Duration::from_secs(20), "the values have not been copied");
         }
     }
+}
+
+fn answers(port: u16) -> bool {
+    let Ok(mut tcp) = TcpStream::connect((Ipv4Addr::LOCALHOST, port)) else { return false };
+    let mut info = [0; 5];
+    tcp.read_exact(&mut info).is_ok() && &info == b"INFO "
 }
 
 fn copy(from: &Path, to: &Path) {

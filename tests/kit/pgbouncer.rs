@@ -2,13 +2,12 @@
 
 #![allow(dead_code, unreachable_pub, reason = "each test binary uses a part of it")]
 
-use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::path::PathBuf;
 use std::process::{Child, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use super::postgres::{PostgresServer, psql};
-use super::processes::{as_user, give_away, tail, wait_until};
+use super::processes::{accepts, as_user, give_away, wait_until_ready};
 use super::{port, skip};
 
 pub struct PgBouncer {
@@ -51,15 +50,11 @@ impl PgBouncer {
         );
         std::fs::write(&file, lines).unwrap();
         [&folder, &users, &file].into_iter().for_each(|path| give_away(path));
-        let output = std::fs::File::create(log).unwrap();
+        let output = std::fs::File::create(&log).unwrap();
         let mut command = as_user(&program.join("pgbouncer"), &folder);
         command.arg(file).stdin(Stdio::null()).stdout(output.try_clone().unwrap()).stderr(output);
         let mut pooler = Self { port, folder, process: command.spawn().unwrap() };
-        wait_until("pgbouncer does not answer", || {
-            let ended = pooler.process.try_wait().unwrap();
-            assert!(ended.is_none(), "pgbouncer has ended: {}", tail(&pooler.log()));
-            TcpStream::connect(SocketAddr::from((Ipv4Addr::LOCALHOST, port))).is_ok()
-        });
+        wait_until_ready(&mut pooler.process, Some(&log), || accepts(port));
         Some(pooler)
     }
 

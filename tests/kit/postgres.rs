@@ -17,12 +17,11 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::{Duration, Instant};
-
 use tower_sse::backplane::Postgres;
 
 use super::processes::{
-    PATIENCE, as_user, children, give_away, kill_with_children, run, signal, stopped_with_children, tail, wait_until,
+    PATIENCE, as_user, children, give_away, holds_within, kill_with_children, run, signal, stopped_with_children,
+    wait_until, wait_until_ready,
 };
 use super::{port, skip};
 
@@ -157,20 +156,10 @@ impl PostgresServer {
         let settings = SETTINGS.iter().copied().chain(self.settings.iter().map(String::as_str));
         command.args(settings.flat_map(|setting| ["-c", setting]));
         command.stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log);
-        self.process = Some(command.spawn().unwrap());
-        wait_until("the server does not start", || {
-            let ended = self.process.as_mut().unwrap().try_wait().unwrap();
-            assert!(ended.is_none(), "the server has ended: {}", tail(&self.log()));
-            self.is_ready()
-        });
-    }
-
-    /// Whether clients can connect, according to the file that `pg_ctl` reads too.
-    fn is_ready(&self) -> bool {
-        let file = std::fs::read_to_string(self.data().join("postmaster.pid")).unwrap_or_default();
-        let lines: Vec<&str> = file.lines().collect();
-        let is_of_this_process = lines.first().and_then(|id| id.parse().ok()) == self.process.as_ref().map(Child::id);
-        is_of_this_process && lines.get(7).is_some_and(|state| ["ready", "standby"].contains(&state.trim()))
+        let (log, state) = (self.folder.join("log"), self.data().join("postmaster.pid"));
+        let process = self.process.insert(command.spawn().unwrap());
+        let id = process.id();
+        wait_until_ready(process, Some(&log), || is_ready(&state, id));
     }
 
     pub fn is_running(&self) -> bool {
@@ -288,11 +277,8 @@ impl PostgresServer {
     /// Waits until the standby has applied everything that has been committed at the primary.
     pub async fn wait_until_caught_up(&self, primary: &Self) {
         let position = primary.psql("SELECT pg_current_wal_flush_lsn()");
-        let begun = Instant::now();
-        while self.psql(&format!("SELECT pg_last_wal_replay_lsn() >= '{position}'")) != "t" {
-            assert!(begun.elapsed() < PATIENCE, "the standby has not caught up");
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
+        let has_caught_up = || self.psql(&format!("SELECT pg_last_wal_replay_lsn() >= '{position}'")) == "t";
+        assert!(holds_within(PATIENCE, has_caught_up).await, "the standby has not caught up");
     }
 
     /// Makes the standby a primary. Returns when it accepts writes.
@@ -332,6 +318,15 @@ impl Drop for PostgresServer {
         self.kill();
         drop(std::fs::remove_dir_all(&self.folder));
     }
+}
+
+/// Whether clients can connect to the server with this process, according to the file that `pg_ctl`
+/// reads too.
+fn is_ready(state: &Path, process: u32) -> bool {
+    let file = std::fs::read_to_string(state).unwrap_or_default();
+    let lines: Vec<&str> = file.lines().collect();
+    let is_of_this_process = lines.first().and_then(|id| id.parse().ok()) == Some(process);
+    is_of_this_process && lines.get(7).is_some_and(|state| ["ready", "standby"].contains(&state.trim()))
 }
 
 /// Executes SQL commands at a port, which may be the port of a pooler. Blocks the thread, so the

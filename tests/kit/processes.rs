@@ -1,11 +1,12 @@
-//! Processes of servers that have children, and that refuse root.
+//! Processes of servers. Some have children, and some refuse root.
 
 #![allow(dead_code, unreachable_pub, reason = "each test binary uses a part of it")]
 
+use std::net::{Ipv4Addr, TcpStream};
 use std::os::unix::fs::{PermissionsExt, chown};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
@@ -61,12 +62,58 @@ pub fn tail(text: &str) -> String {
     lines[lines.len().saturating_sub(20)..].join("\n")
 }
 
-pub fn wait_until(failure: &str, mut holds: impl FnMut() -> bool) {
+/// The pause between two looks at other processes.
+const PAUSE: Duration = Duration::from_millis(2);
+
+/// Waits until a condition holds, at most for `limit`. Returns whether it holds.
+///
+/// Use it for the state of other processes, which a test cannot await. The servers have no common
+/// way to report that they are ready, only a parent can wait for the end of a process, and
+/// `Child::wait` has no time limit. Other tasks of the runtime go on meanwhile, for example a proxy
+/// between two servers.
+pub async fn holds_within(limit: Duration, mut holds: impl FnMut() -> bool) -> bool {
     let begun = Instant::now();
     while !holds() {
-        assert!(begun.elapsed() < PATIENCE, "{failure}");
-        std::thread::sleep(Duration::from_millis(2));
+        if begun.elapsed() > limit {
+            return false;
+        }
+        tokio::time::sleep(PAUSE).await;
     }
+    true
+}
+
+/// As [`holds_within`], and blocks the thread.
+fn blocking_holds_within(limit: Duration, mut holds: impl FnMut() -> bool) -> bool {
+    let begun = Instant::now();
+    while !holds() {
+        if begun.elapsed() > limit {
+            return false;
+        }
+        std::thread::sleep(PAUSE);
+    }
+    true
+}
+
+/// Waits until a condition holds, as [`holds_within`] does, and blocks the thread. Panics with
+/// `failure` after [`PATIENCE`].
+pub fn wait_until(failure: &str, holds: impl FnMut() -> bool) {
+    assert!(blocking_holds_within(PATIENCE, holds), "{failure}");
+}
+
+/// Waits until a server that was started is ready, and blocks the thread. Panics if the process
+/// ends, or after [`PATIENCE`], with the end of the file in which the server logs.
+pub fn wait_until_ready(server: &mut Child, log: Option<&Path>, mut is_ready: impl FnMut() -> bool) {
+    let log = || tail(&log.and_then(|log| std::fs::read_to_string(log).ok()).unwrap_or_default());
+    let is_ready = blocking_holds_within(PATIENCE, || {
+        assert!(server.try_wait().unwrap().is_none(), "the server has ended: {}", log());
+        is_ready()
+    });
+    assert!(is_ready, "the server does not start: {}", log());
+}
+
+/// Whether a port of this machine accepts connections.
+pub fn accepts(port: u16) -> bool {
+    TcpStream::connect((Ipv4Addr::LOCALHOST, port)).is_ok()
 }
 
 pub fn signal(name: &str, processes: &[u32]) {

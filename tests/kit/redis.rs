@@ -3,12 +3,14 @@
 
 #![allow(dead_code, unreachable_pub, reason = "each test binary uses a part of it")]
 
-use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+use std::io::{Read, Write};
+use std::net::{Ipv4Addr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
+use super::processes::{holds_within, wait_until_ready};
 use super::{port, skip};
 
 pub struct RedisServer {
@@ -57,21 +59,7 @@ impl RedisServer {
         command.args(&self.arguments);
         command.args(["--port", &self.port.to_string(), "--bind", "127.0.0.1", "--dir"]).arg(&self.folder);
         command.stdout(Stdio::null()).stderr(Stdio::null());
-        self.child = Some(command.spawn().unwrap());
-        let begun = Instant::now();
-        while !self.answers() {
-            assert!(begun.elapsed() < Duration::from_secs(20), "redis-server does not answer");
-            std::thread::sleep(Duration::from_millis(5));
-        }
-    }
-
-    fn answers(&self) -> bool {
-        use std::io::{Read, Write};
-        let Ok(mut tcp) = TcpStream::connect(SocketAddr::from((Ipv4Addr::LOCALHOST, self.port))) else { return false };
-        let mut pong = [0; 5];
-        // A server with a password answers `-NOAUTH`.
-        let has_answered = tcp.write_all(b"PING\r\n").is_ok() && tcp.read_exact(&mut pong).is_ok();
-        has_answered && [b"+PONG", b"-NOAU"].contains(&&pong)
+        wait_until_ready(self.child.insert(command.spawn().unwrap()), None, || answers(self.port));
     }
 
     /// Kills the process, like a power cut.
@@ -162,13 +150,17 @@ fn server_program() -> String {
     std::env::var("TOWER_SSE_REDIS").unwrap_or_else(|_| "redis-server".to_owned())
 }
 
-async fn wait_until(mut holds: impl FnMut() -> bool) {
-    let begun = Instant::now();
-    while !holds() {
-        // The servers of a busy machine need more than one attempt for a failover.
-        assert!(begun.elapsed() < Duration::from_secs(90), "the servers are not in sync");
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
+fn answers(port: u16) -> bool {
+    let Ok(mut tcp) = TcpStream::connect((Ipv4Addr::LOCALHOST, port)) else { return false };
+    let mut pong = [0; 5];
+    // A server with a password answers `-NOAUTH`.
+    let has_answered = tcp.write_all(b"PING\r\n").is_ok() && tcp.read_exact(&mut pong).is_ok();
+    has_answered && [b"+PONG", b"-NOAU"].contains(&&pong)
+}
+
+async fn wait_until(holds: impl FnMut() -> bool) {
+    // The servers of a busy machine need more than one attempt for a failover.
+    assert!(holds_within(Duration::from_secs(90), holds).await, "the servers are not in sync");
 }
 
 /// A primary with two replicas, and three Sentinels that call the primary `main`.
@@ -265,8 +257,8 @@ impl Replicated {
     /// Waits until all Sentinels name one primary that is up, and know the replicas, which are
     /// connected to it.
     pub async fn wait_until_connected(&self) {
-        let begun = Instant::now();
-        loop {
+        let mut seen = String::new();
+        let agree = holds_within(Duration::from_secs(20), || {
             let primary = &self.servers[self.primary()];
             let port = primary.port.to_string();
             let expected = [["port", &*port], ["flags", "master"], ["num-slaves", "2"], ["num-other-sentinels", "2"]];
@@ -277,12 +269,10 @@ impl Replicated {
                 states.push(expected.map(|field| lines.chunks(2).any(|line| line == field)));
             }
             let info = primary.cli_as(PASSWORD, &["INFO", "replication"]);
-            if states.iter().flatten().all(|is_expected| *is_expected) && info.matches("state=online").count() == 2 {
-                return;
-            }
-            assert!(begun.elapsed() < Duration::from_secs(20), "the servers do not agree: {states:?}, {info}");
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
+            seen = format!("{states:?}, {info}");
+            states.iter().flatten().all(|is_expected| *is_expected) && info.matches("state=online").count() == 2
+        });
+        assert!(agree.await, "the servers do not agree: {seen}");
     }
 }
 

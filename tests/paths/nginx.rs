@@ -1,13 +1,12 @@
 //! An nginx for one test, on a free port and with a temporary folder.
 
-use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::{Duration, Instant};
 
-use crate::kit::port;
-use crate::kit::skip;
+use crate::kit::processes::{accepts, wait_until_ready};
+use crate::kit::{port, skip};
 
 pub use port::free_port;
 
@@ -62,13 +61,10 @@ impl Nginx {
         assert!(self.child.is_none());
         let mut command = Command::new("nginx");
         command.arg("-p").arg(&self.folder).arg("-c").arg(self.folder.join("nginx.conf"));
-        command.arg("-e").arg(self.folder.join("error.log"));
-        self.child = Some(command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap());
-        let begun = Instant::now();
-        while TcpStream::connect(self.addr).is_err() {
-            assert!(begun.elapsed() < Duration::from_secs(20), "nginx does not answer: {}", self.log());
-            std::thread::sleep(Duration::from_millis(5));
-        }
+        let log = self.folder.join("error.log");
+        command.arg("-e").arg(&log).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        let child = self.child.insert(command.spawn().unwrap());
+        wait_until_ready(child, Some(&log), || accepts(self.addr.port()));
     }
 
     /// Stops nginx at once, as when its machine is shut down.
@@ -94,10 +90,6 @@ impl Nginx {
     /// Kills the workers, as a crash would. nginx starts new ones.
     pub fn kill_workers(&self) {
         self.workers().into_iter().for_each(|pid| signal("-KILL", pid));
-    }
-
-    pub fn log(&self) -> String {
-        std::fs::read_to_string(self.folder.join("error.log")).unwrap_or_default()
     }
 }
 

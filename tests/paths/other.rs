@@ -1,12 +1,13 @@
 //! The proxies `haproxy` and `caddy`, with the configurations in `docs/deployment.md`.
 
-use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use tower_sse::Hub;
 
+use crate::kit::processes::{accepts, wait_until_ready};
 use crate::kit::{Server, get, skip};
 use crate::nginx::free_port;
 use crate::{PATH, app, check_guarantees, documented, over_http_1};
@@ -45,12 +46,8 @@ impl Proxy {
         let mut command = Command::new(kind.program);
         command.args(kind.arguments).arg(file).env("XDG_DATA_HOME", &folder).env("XDG_CONFIG_HOME", &folder);
         let child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
-        let proxy = Self { addr, folder, child };
-        let begun = Instant::now();
-        while TcpStream::connect(proxy.addr).is_err() {
-            assert!(begun.elapsed() < Duration::from_secs(20), "{} does not answer", kind.program);
-            std::thread::sleep(Duration::from_millis(5));
-        }
+        let mut proxy = Self { addr, folder, child };
+        wait_until_ready(&mut proxy.child, None, || accepts(addr.port()));
         proxy
     }
 }
