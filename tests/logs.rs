@@ -320,6 +320,7 @@ async fn a_hook_that_blocks_its_thread_logs_one_warning() {
     let hub = build(Hub::builder());
     for _ in 0..2 {
         let access = async |_: StreamRequest| {
+            // The hub measures this with the clock of the system, which a test cannot pause.
             std::thread::sleep(Duration::from_millis(250));
             Ok(Subscription::anonymous())
         };

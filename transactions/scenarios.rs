@@ -93,7 +93,7 @@ async fn soon<F: Future>(future: F) -> F::Output {
 async fn open(hub: &Hub, topic: &str) -> Subscriber {
     let open = async {
         loop {
-            // Fails until the hub has read the log.
+            // Fails until the hub has read the log. No future waits for that.
             if let Ok(stream) = hub.subscribe(Subscription::anonymous().topic(topic), None) {
                 return stream;
             }

@@ -35,6 +35,7 @@ async fn send_at_last(worker: &Publisher, data: &str) {
     let event = || Event::unnamed(data.to_owned()).idempotency_key(data.to_owned());
     soon(async {
         while worker.topic("t").publish(event()).await.is_err() {
+            // Only another attempt shows whether a server accepts events again.
             sleep(Duration::from_millis(20)).await;
         }
     })

@@ -390,6 +390,7 @@ async fn concurrent_transactions_are_delivered_once_each_and_in_the_order_of_the
                     written.push(format!("{writer}.{n}.b"));
                 }
                 if fastrand::u8(..4) == 0 {
+                    // The transaction stays open while others commit.
                     tokio::time::sleep(Duration::from_millis(fastrand::u64(..10))).await;
                 }
                 if fastrand::u8(..3) == 0 {

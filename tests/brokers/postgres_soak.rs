@@ -1,7 +1,8 @@
 //! Publishing in transactions under faults: writers with random pauses and rollbacks, instances that
 //! are replaced, a server that is killed, and clients that resume at any instance.
 //!
-//! `SOAK_SECONDS` sets the time and `SEED` the random numbers.
+//! `SOAK_SECONDS` sets the time and `SEED` the random numbers. The random pauses are part of the load
+//! and of the faults.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fmt;
@@ -104,6 +105,7 @@ async fn write(fleet: Arc<Fleet>, writer: usize, mut random: Rng) -> Written {
     while !fleet.is_over() {
         let Some(connected) = &mut client else {
             client = connect(&fleet).await;
+            // The server refuses connections until it runs again.
             sleep(Duration::from_millis(20)).await;
             continue;
         };

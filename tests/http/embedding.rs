@@ -183,6 +183,7 @@ fn healthy_streams_stay_open_when_the_process_was_blocked() {
         for _ in 0..3 {
             // Blocks the only thread of the runtime, as a debugger or a paused container does.
             std::thread::sleep(Duration::from_millis(1_500));
+            // Then the hub looks for stalled streams several times, which it does not report.
             tokio::time::sleep(Duration::from_millis(200)).await;
         }
         hub.topic("t").publish(Event::unnamed("still here")).await.unwrap();

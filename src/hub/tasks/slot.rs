@@ -265,6 +265,8 @@ mod tests {
         let (polled, was_polled) = tokio::sync::oneshot::channel();
         let task = |_| {
             let long = async move {
+                // Blocks the thread, as a long poll does. A beat has the time of the system,
+                // which a test cannot pause.
                 std::thread::sleep(OLD + Duration::from_millis(100));
                 let _ = polled.send(());
                 std::future::pending::<()>().await;
