@@ -179,6 +179,24 @@ async fn wake_delivers_published_events_at_once() {
     }
 }
 
+#[tokio::test]
+async fn the_wake_ups_of_many_commits_share_transactions() {
+    let Some(server) = PostgresServer::start(&[]) else { return };
+    let own = log(&server).poll_interval(NEVER);
+    let mut page = open(&start(own.clone()).await);
+    let client = connect(&server).await;
+    let begin = Instant::now();
+    for n in 0..200 {
+        publish(&client, &n.to_string()).await;
+        (0..10).for_each(|_| own.wake());
+    }
+    assert_eq!(read_to(&mut page, "199").await.len(), 200);
+    let most = begin.elapsed().as_millis() / 25 + 2;
+    // The newest record of each transaction has the snapshot.
+    let count = server.psql("SELECT count(*) FROM tower_sse.log WHERE moved IS NOT NULL");
+    assert!(count.trim().parse::<u128>().unwrap() <= most, "{count} transactions, at most {most} expected");
+}
+
 /// `wake` is also called by adapters that have no stream, and outside of a runtime.
 #[tokio::test]
 async fn wake_works_for_a_publisher_and_does_nothing_outside_of_a_runtime() {

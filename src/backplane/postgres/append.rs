@@ -54,7 +54,7 @@ pub(super) async fn append(
 /// one effect.
 pub(super) fn wake(shared: &Arc<Shared>) {
     // Without a runtime, the instances find the records at their next poll.
-    let _ = enqueue(shared, |queue| queue.has_inbox = true);
+    let _ = enqueue(shared, |queue| queue.wakes = queue.wakes.saturating_add(1));
 }
 
 /// Changes the queue of the current runtime, and starts its task if it does not run.
@@ -76,7 +76,7 @@ async fn run(shared: &Shared, queue: &crate::sync::Mutex<Queue>) {
     loop {
         let next = {
             let mut queue = queue.lock();
-            if queue.waiting.is_empty() && !queue.has_inbox {
+            if queue.waiting.is_empty() && queue.wakes == 0 {
                 queue.is_running = false;
                 return;
             }
@@ -97,7 +97,9 @@ async fn run(shared: &Shared, queue: &crate::sync::Mutex<Queue>) {
                     let _ = part.answer.send(positions.into_iter().map(Ok).collect());
                     positions = rest;
                 }
-                queue.lock().has_inbox |= !is_complete;
+                if !is_complete {
+                    queue.lock().continue_moving();
+                }
             }
             Err(error) => {
                 for part in parts {

@@ -15,18 +15,23 @@ const MAX_BYTES: usize = 4 << 20;
 
 /// The minimum time between two transactions that only move records of the inbox. Otherwise an
 /// application that commits all the time would cause transactions all the time.
-const MOVE_INTERVAL: Duration = Duration::from_millis(5);
+const INTERVAL: Duration = Duration::from_millis(5);
+/// The same after a transaction for more than `FEW_WAKES`: larger batches leave the server more
+/// time for the application.
+const BUSY_INTERVAL: Duration = Duration::from_millis(25);
+const FEW_WAKES: u32 = 8;
 
 /// The appends that wait for the task of this runtime.
 #[derive(Default)]
 pub(super) struct Queue {
     pub(super) waiting: VecDeque<Part>,
-    /// Wakes the task while it waits for [`MOVE_INTERVAL`].
+    /// Wakes the task while it waits for `moves_at`.
     pub(super) arrived: Arc<Notify>,
-    /// Whether records of the inbox wait to be moved into the log.
-    pub(super) has_inbox: bool,
-    /// The time at which the last transaction began.
-    began_at: Option<Instant>,
+    /// The number of wake-ups since the last transaction began. Each stands for records of the
+    /// inbox.
+    pub(super) wakes: u32,
+    /// The earliest time for a transaction that only moves records of the inbox.
+    moves_at: Option<Instant>,
     /// Whether the task runs.
     pub(super) is_running: bool,
 }
@@ -42,13 +47,20 @@ impl Queue {
     /// Begins the next transaction, and returns its parts. The error is the time to wait before a
     /// transaction that only moves records of the inbox.
     pub(super) fn next(&mut self) -> Result<Vec<Part>, Duration> {
-        let since = self.began_at.map_or(MOVE_INTERVAL, |at| at.elapsed());
-        if self.waiting.is_empty() && since < MOVE_INTERVAL {
-            return Err(MOVE_INTERVAL - since);
+        let now = Instant::now();
+        let pause = self.moves_at.map_or(Duration::ZERO, |at| at.saturating_duration_since(now));
+        if self.waiting.is_empty() && !pause.is_zero() {
+            return Err(pause);
         }
-        self.has_inbox = false;
-        self.began_at = Some(Instant::now());
+        self.moves_at = Some(now + if self.wakes > FEW_WAKES { BUSY_INTERVAL } else { INTERVAL });
+        self.wakes = 0;
         Ok(self.take())
+    }
+
+    /// Notes that the last transaction has left records in the inbox.
+    pub(super) fn continue_moving(&mut self) {
+        self.wakes = self.wakes.saturating_add(1);
+        self.moves_at = None;
     }
 
     /// Removes the parts of the next transaction.
