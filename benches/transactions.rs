@@ -6,7 +6,8 @@
 //! - transactions a second of 32 clients, without publishing, with publishing, and with the numbers
 //!   of a counter row, which every transaction locks until its commit. Each variant also runs with
 //!   5 ms of other work before the commit. While the clients publish, a hub follows the log, and the
-//!   clients wake it. The variants take turns, and the table has the median.
+//!   clients wake it. The clients have prepared their statements. The variants take turns, and the
+//!   table has the median.
 //! - the time from the commit until a stream of a hub has the event, with a wake-up and with the
 //!   poll only.
 //!
@@ -35,8 +36,8 @@ use std::time::{Duration, Instant};
 
 use futures::future::{join_all, try_join};
 use postgres_server::PostgresServer;
-use tokio_postgres::types::Type;
-use tokio_postgres::{Client, NoTls};
+use tokio_postgres::types::ToSql;
+use tokio_postgres::{Client, Error, NoTls, Statement};
 use tower_sse::backplane::Postgres;
 use tower_sse::{Cursor, Hub, SubscriberItem, Subscription};
 
@@ -75,62 +76,86 @@ const VARIANTS: [(Variant, &str); 6] = [
     (Variant::Counter, "the number of a counter row"),
 ];
 
-async fn connect(server: &PostgresServer) -> Client {
-    let (client, connection) = tokio_postgres::connect(&server.url_as("postgres"), NoTls).await.unwrap();
-    tokio::spawn(connection);
-    client
+/// A connection of an application, and the statements that it has prepared.
+struct Session {
+    client: Client,
+    begin: Statement,
+    commit: Statement,
+    order: Statement,
+    order_and_record: Statement,
+    record: Statement,
+    event: Statement,
+    next: Statement,
+    counted: Statement,
 }
 
-async fn transaction(client: &Client, variant: Variant, work: Duration) {
-    let text = "an order of some length";
-    let begin = client.batch_execute("BEGIN");
-    let record = RECORD.as_bytes();
-    let mut order = vec![(&text as _, Type::TEXT)];
-    let mut sql = "INSERT INTO orders (body) VALUES ($1)";
-    if variant == Variant::RecordWithInsert {
-        sql = "WITH added AS (INSERT INTO orders (body) VALUES ($1) RETURNING id) \
-               SELECT tower_sse.publish_record('bench', $2) FROM added";
-        order.push((&record as _, Type::BYTEA));
+impl Session {
+    async fn new(server: &PostgresServer) -> Self {
+        let (client, connection) = tokio_postgres::connect(&server.url_as("postgres"), NoTls).await.unwrap();
+        tokio::spawn(connection);
+        let prepare = async |sql: &str| client.prepare(sql).await.unwrap();
+        Self {
+            begin: prepare("BEGIN").await,
+            commit: prepare("COMMIT").await,
+            order: prepare("INSERT INTO orders (body) VALUES ($1)").await,
+            order_and_record: prepare(
+                "WITH added AS (INSERT INTO orders (body) VALUES ($1) RETURNING id) \
+                 SELECT tower_sse.publish_record('bench', $2) FROM added",
+            )
+            .await,
+            record: prepare("SELECT tower_sse.publish_record('bench', $1)").await,
+            event: prepare("SELECT tower_sse.publish('bench', topic => 't', event => 'tick', data => $1)").await,
+            next: prepare("UPDATE counter SET number = number + 1 RETURNING number").await,
+            counted: prepare("INSERT INTO counted VALUES ($1, $2)").await,
+            client,
+        }
     }
-    // Both are sent at once.
-    try_join(begin, client.execute_typed(sql, &order)).await.unwrap();
-    if variant == Variant::Counter {
-        let next = "UPDATE counter SET number = number + 1 RETURNING number";
-        let number: i64 = client.query_typed_one(next, &[]).await.unwrap().get(0);
-        let row = [(&number as _, Type::INT8), (&RECORD as _, Type::TEXT)];
-        client.execute_typed("INSERT INTO counted VALUES ($1, $2)", &row).await.unwrap();
+
+    async fn execute(&self, statement: &Statement, parameters: &[&(dyn ToSql + Sync)]) -> Result<u64, Error> {
+        self.client.execute(statement, parameters).await
     }
-    let record = [(&record as _, Type::BYTEA)];
-    let publish = client.query_typed("SELECT tower_sse.publish_record('bench', $1)", &record);
-    if variant == Variant::Event {
-        let sql = "SELECT tower_sse.publish('bench', topic => 't', event => 'tick', data => $1)";
-        client.query_typed(sql, &[(&"x".repeat(100) as _, Type::TEXT)]).await.unwrap();
-    }
-    if variant == Variant::Record {
-        publish.await.unwrap();
-        tokio::time::sleep(work).await;
-        client.batch_execute("COMMIT").await.unwrap();
-        return;
-    }
-    if !work.is_zero() {
-        tokio::time::sleep(work).await;
-    }
-    if variant == Variant::RecordWithCommit {
-        try_join(publish, client.batch_execute("COMMIT")).await.map(drop).unwrap();
-    } else {
-        client.batch_execute("COMMIT").await.unwrap();
+
+    /// Runs one transaction, which does some other work before its commit.
+    async fn run(&self, variant: Variant, work: Duration) -> Result<(), Error> {
+        let (order, record) = ("an order of some length", RECORD.as_bytes());
+        let begin = self.execute(&self.begin, &[]);
+        // The driver sends both at once.
+        if variant == Variant::RecordWithInsert {
+            try_join(begin, self.execute(&self.order_and_record, &[&order, &record])).await?;
+        } else {
+            try_join(begin, self.execute(&self.order, &[&order])).await?;
+        }
+        match variant {
+            Variant::Record => drop(self.execute(&self.record, &[&record]).await?),
+            Variant::Event => drop(self.execute(&self.event, &[&"x".repeat(100)]).await?),
+            Variant::Counter => {
+                let number: i64 = self.client.query_one(&self.next, &[]).await?.get(0);
+                self.execute(&self.counted, &[&number, &RECORD]).await?;
+            }
+            Variant::Nothing | Variant::RecordWithCommit | Variant::RecordWithInsert => {}
+        }
+        if !work.is_zero() {
+            tokio::time::sleep(work).await;
+        }
+        let commit = self.execute(&self.commit, &[]);
+        if variant == Variant::RecordWithCommit {
+            try_join(self.execute(&self.record, &[&record]), commit).await?;
+        } else {
+            commit.await?;
+        }
+        Ok(())
     }
 }
 
 /// Returns the transactions a second of all clients.
-async fn rate(clients: &[Client], log: &Postgres, variant: Variant, work: Duration) -> f64 {
+async fn rate(clients: &[Session], log: &Postgres, variant: Variant, work: Duration) -> f64 {
     let time = if is_measured() { Duration::from_secs(2) } else { Duration::from_millis(20) };
     let publishes = !matches!(variant, Variant::Nothing | Variant::Counter);
     let begun = Instant::now();
-    let run = async |client: &Client| {
+    let run = async |client: &Session| {
         let mut count = 0;
         while begun.elapsed() < time {
-            transaction(client, variant, work).await;
+            client.run(variant, work).await.unwrap();
             if publishes {
                 log.wake();
             }
@@ -154,7 +179,7 @@ async fn ready(hub: &Hub) {
 }
 
 async fn rates(server: &PostgresServer, log: &Postgres) {
-    let clients: Vec<Client> = join_all((0..CLIENTS).map(|_| connect(server))).await;
+    let clients: Vec<Session> = join_all((0..CLIENTS).map(|_| Session::new(server))).await;
     let works = [Duration::ZERO, Duration::from_millis(5)];
     let rounds = if is_measured() { 5 } else { 1 };
     let mut results = vec![[Vec::new(), Vec::new()]; VARIANTS.len()];
@@ -179,11 +204,11 @@ async fn rates(server: &PostgresServer, log: &Postgres) {
 async fn latency(server: &PostgresServer, log: &Postgres, wakes: bool) -> Duration {
     let hub = Hub::builder().backplane(log.clone()).build().unwrap();
     ready(&hub).await;
-    let client = connect(server).await;
+    let client = Session::new(server).await;
     let mut stream = hub.subscribe(Subscription::anonymous().topic("t"), Cursor::Absent).unwrap();
     let mut times = Vec::new();
     for _ in 0..if is_measured() { 100 } else { 2 } {
-        transaction(&client, Variant::Record, Duration::ZERO).await;
+        client.run(Variant::Record, Duration::ZERO).await.unwrap();
         let committed = Instant::now();
         if wakes {
             log.wake();
