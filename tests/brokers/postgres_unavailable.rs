@@ -14,7 +14,7 @@ use tower_sse::{Event, Hub, PublishError, Subscriber};
 use crate::instances::builder;
 use crate::kit::postgres::PostgresServer;
 use crate::kit::postgres_client::{call, cause, connect, connect_to, log, publish, read_to};
-use crate::kit::{soon, until};
+use crate::kit::{PATIENCE, soon, until};
 use crate::proxy::{Mode, Proxy};
 use crate::rolled_back::{gaps_before, open};
 
@@ -270,4 +270,24 @@ async fn a_publish_whose_commit_is_interrupted_has_an_unknown_outcome() {
     server.kill();
     server.restart();
     assert_eq!(soon(log(&server).state(None)).await.unwrap().last, 1);
+}
+
+/// A timer of such a runtime panics, also in the task that appends.
+#[test]
+fn each_append_on_a_runtime_without_timers_gets_an_error() {
+    let Some(server) = PostgresServer::start(&[]) else { return };
+    let (answered, answers) = std::sync::mpsc::channel();
+    let log = log(&server);
+    std::thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build().unwrap();
+        for _ in 0..2 {
+            let append = log.append(vec![NewRecord::new("x".into())], None);
+            answered.send(runtime.block_on(append).remove(0)).unwrap();
+        }
+    });
+    for _ in 0..2 {
+        let answer = answers.recv_timeout(PATIENCE).expect("no answer");
+        let error = answer.unwrap_err().to_string();
+        assert!(error.contains("the task that appends has ended"), "{error}");
+    }
 }

@@ -42,9 +42,9 @@ pub(super) async fn append(
     }
     let mut results = Vec::new();
     for (answer, count) in join_all(answers).await.into_iter().zip(counts) {
-        // The task ends early only with its runtime.
+        // The task ends early with its runtime, and after a panic.
         results.extend(answer.unwrap_or_else(|_| {
-            (0..count).map(|_| Err(BackplaneError::unknown("the runtime has shut down"))).collect()
+            (0..count).map(|_| Err(BackplaneError::unknown("the task that appends has ended"))).collect()
         }));
     }
     results
@@ -70,8 +70,22 @@ fn enqueue(shared: &Arc<Shared>, change: impl FnOnce(&mut Queue)) -> Answer<()> 
     Ok(())
 }
 
+/// After a panic of the task, its callers get an error, and the next call starts a new task.
+struct ResetOnPanic<'a>(&'a crate::sync::Mutex<Queue>);
+
+impl Drop for ResetOnPanic<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            let mut queue = self.0.lock();
+            queue.is_running = false;
+            queue.waiting.clear();
+        }
+    }
+}
+
 /// Sends transactions until nothing waits.
 async fn run(shared: &Shared, queue: &crate::sync::Mutex<Queue>) {
+    let _reset = ResetOnPanic(queue);
     let arrived = Arc::clone(&queue.lock().arrived);
     loop {
         let next = {
