@@ -8,8 +8,9 @@
 //!   5 ms of other work before the commit. While the clients publish, a hub follows the log, and the
 //!   clients wake it. The clients have prepared their statements. The variants take turns, and the
 //!   table has the median.
-//! - the time from the commit until a stream of a hub has the event, with a wake-up and with the
-//!   poll only.
+//! - the time from the commit until a stream of a hub has the event, and until a page in Chromium has
+//!   it, with a wake-up and with the poll only. `tests/run tools clients` installs Chromium and its
+//!   driver.
 //!
 //! Compare the ratios of rows; the rates belong to one machine.
 
@@ -23,23 +24,32 @@
     reason = "a benchmark"
 )]
 
-#[path = "../tests/kit/port.rs"]
-mod port;
-#[path = "../tests/kit/postgres.rs"]
-mod postgres_server;
-#[path = "../tests/kit/processes.rs"]
-mod processes;
-#[path = "../tests/kit/skip.rs"]
-mod skip;
+#[path = "../tests/browser/driver.rs"]
+#[allow(dead_code, unreachable_pub, reason = "the driver of the browser tests")]
+mod driver;
+#[path = "../tests/kit"]
+#[allow(dead_code, unreachable_pub, reason = "the helpers of the tests")]
+mod kit {
+    pub mod port;
+    pub mod postgres;
+    pub mod processes;
+    pub mod skip;
+}
 
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use axum::Router;
+use axum::response::Html;
+use axum::routing::get;
 use futures::future::{join_all, try_join};
-use postgres_server::PostgresServer;
+use kit::postgres::PostgresServer;
+use serde_json::json;
+use tokio::net::TcpListener;
+use tokio::task::JoinSet;
 use tokio_postgres::types::ToSql;
 use tokio_postgres::{Client, Error, NoTls, Statement};
 use tower_sse::backplane::Postgres;
-use tower_sse::{Cursor, Hub, SubscriberItem, Subscription};
+use tower_sse::{Cursor, Hub, StreamRequest, SubscriberItem, Subscription};
 
 const CLIENTS: usize = 32;
 /// A record of the size of a small notification, in topic `t`.
@@ -200,23 +210,54 @@ async fn rates(server: &PostgresServer, log: &Postgres) {
     }
 }
 
-/// Returns the median time from the commit until a stream has the event.
-async fn latency(server: &PostgresServer, log: &Postgres, wakes: bool) -> Duration {
+/// Notes the time of each event, in milliseconds.
+const PAGE: &str = r#"<script>
+const times = [];
+const source = new EventSource("/events");
+source.addEventListener("tick", () => times.push(performance.timeOrigin + performance.now()));
+</script>"#;
+
+/// Opens a page with a stream of the hub, which the server serves until it is dropped. Returns `None`
+/// if the browser is not installed.
+async fn open_page(hub: &Hub) -> Option<(JoinSet<()>, driver::Context, driver::Page)> {
+    let context = driver::browser()?.context(json!({})).await;
+    let endpoint = hub.endpoint(async |_: StreamRequest| Ok(Subscription::anonymous().topic("t")));
+    let routes = Router::new().route("/", get(async || Html(PAGE))).route_service("/events", endpoint);
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}/", listener.local_addr().unwrap());
+    let mut server = JoinSet::new();
+    server.spawn(async move { axum::serve(listener, routes).await.unwrap() });
+    let page = context.page(&url).await;
+    page.until("source.readyState === EventSource.OPEN").await;
+    Some((server, context, page))
+}
+
+/// Returns the median time from the commit until a stream has the event, and until a page in the
+/// browser has it, in milliseconds.
+async fn latency(server: &PostgresServer, log: &Postgres, wakes: bool) -> [f64; 2] {
     let hub = Hub::builder().backplane(log.clone()).build().unwrap();
     ready(&hub).await;
+    let page = open_page(&hub).await;
     let client = Session::new(server).await;
     let mut stream = hub.subscribe(Subscription::anonymous().topic("t"), Cursor::Absent).unwrap();
-    let mut times = Vec::new();
+    let (mut times, mut commits) = (Vec::new(), Vec::new());
     for _ in 0..if is_measured() { 100 } else { 2 } {
         client.run(Variant::Record, Duration::ZERO).await.unwrap();
         let committed = Instant::now();
+        commits.push(SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs_f64() * 1_000.0);
         if wakes {
             log.wake();
         }
         while !matches!(stream.next().await.expect("the stream ended"), SubscriberItem::Event(_)) {}
-        times.push(committed.elapsed().as_secs_f64());
+        times.push(committed.elapsed().as_secs_f64() * 1_000.0);
     }
-    Duration::from_secs_f64(median(times))
+    let mut of_page = Vec::new();
+    if let Some((_server, _context, page)) = page {
+        page.until(&format!("times.length === {}", commits.len())).await;
+        let arrivals: Vec<f64> = serde_json::from_value(page.eval("times").await).unwrap();
+        of_page = arrivals.iter().zip(commits).map(|(arrived, committed)| arrived - committed).collect();
+    }
+    [median(times), if of_page.is_empty() { f64::NAN } else { median(of_page) }]
 }
 
 async fn run(server: &PostgresServer) {
@@ -227,7 +268,7 @@ async fn run(server: &PostgresServer) {
     ready(&hub).await;
     rates(server, &log).await;
     drop(hub);
-    println!("\n| time from the commit to a stream, median | ms |\n|---|---|");
+    println!("\n| median time from the commit, in ms | to a stream | to a page in Chromium |\n|---|---|---|");
     let (listening, polling) = (log.clone(), log.poll_only());
     for (name, log, wakes) in [
         ("`wake` and LISTEN", &listening, true),
@@ -235,7 +276,8 @@ async fn run(server: &PostgresServer) {
         ("no `wake`, LISTEN", &listening, false),
         ("no `wake`, `poll_only`", &polling, false),
     ] {
-        println!("| {name} | {:.1} |", latency(server, log, wakes).await.as_secs_f64() * 1_000.0);
+        let [stream, page] = latency(server, log, wakes).await;
+        println!("| {name} | {stream:.1} | {page:.1} |");
     }
 }
 
