@@ -4,7 +4,8 @@
     publish_postgres.py postgres://app@127.0.0.1/shop shop 7
 
 If the transaction commits, every stream of the topic receives the event. If the transaction is
-rolled back, no stream receives the event.
+rolled back, no stream receives the event. The role needs the right to execute `tower_sse.publish`
+and `tower_sse.sequence`. The driver is `pip install "psycopg[binary]"`.
 """
 import json
 import sys
@@ -19,7 +20,7 @@ def pay(connection, namespace, order):
             "SELECT tower_sse.publish(%s, topic => %s, event => %s, data => %s)",
             [namespace, f"orders/{order}", "order.paid", json.dumps({"id": order})],
         )
-    # After the commit, in a transaction of its own: moves the event into the log at once. Without
+    # Moves the event into the log at once, after the commit and in a separate transaction. Without
     # this call, the instances find the event at their next poll, 250 ms later at most.
     connection.execute("SELECT tower_sse.sequence(%s)", [namespace])
 

@@ -69,7 +69,8 @@ const POLL: Duration = Duration::from_millis(250);
 /// use tower_sse::Hub;
 /// use tower_sse::backplane::Postgres;
 ///
-/// let log = Postgres::new("postgres://app:secret@127.0.0.1/shop", "shop")?;
+/// // One role for all is enough for development: `docs/postgres.md` describes separate roles.
+/// let log = Postgres::new("postgres://owner:secret@127.0.0.1/shop", "shop")?;
 /// log.migrate().await?;
 /// let hub = Hub::builder().backplane(log.clone()).build()?;
 /// # let _ = hub; Ok(()) }
@@ -100,7 +101,7 @@ pub struct Postgres {
 
 impl Postgres {
     /// Creates an adapter for a log in the database at `url`, for example
-    /// `postgres://app:secret@10.0.0.1/shop?sslmode=require`.
+    /// `postgres://hub:secret@10.0.0.1/shop?sslmode=require`.
     ///
     /// Hubs that use the same database and the same `namespace` share one log. Hubs with other
     /// namespaces in the same database are unrelated. The namespace is a text of at most 255 bytes
@@ -167,7 +168,7 @@ impl Postgres {
     /// let mut roots = RootCertStore::empty();
     /// roots.add(CertificateDer::from_pem_file("ca.pem")?)?;
     /// let tls = ClientConfig::builder().with_root_certificates(roots).with_no_client_auth();
-    /// let url = "postgres://app:secret@db.internal/shop?sslmode=require";
+    /// let url = "postgres://hub:secret@db.internal/shop?sslmode=require";
     /// let log = Postgres::new(url, "shop")?.tls(tls);
     /// # let _ = log; Ok(()) }
     /// # #[cfg(not(feature = "postgres"))] fn main() {}
@@ -186,7 +187,7 @@ impl Postgres {
     /// Sets another URL for the streams of this adapter: the direct URL of the database, if the URL
     /// of [`new`](Self::new) is that of a pooler such as PgBouncer in transaction mode.
     ///
-    /// A stream needs a connection of its own to receive notifications. Such a pooler gives each
+    /// A stream needs a separate connection to receive notifications. Such a pooler gives each
     /// transaction another connection. Without this setting, call [`poll_only`](Self::poll_only)
     /// behind such a pooler.
     ///
@@ -246,7 +247,7 @@ impl Postgres {
 
     /// Creates the schema `tower_sse`, or changes it to the version that this adapter needs.
     ///
-    /// Applies each migration in a transaction of its own. Several processes may call this method
+    /// Applies each migration in a separate transaction. Several processes may call this method
     /// at once. The role of the URL needs the right to create a schema in the database, and owns
     /// the schema afterwards. The adapter itself needs fewer rights: `docs/postgres.md` lists them.
     /// To apply the migrations with your own tools, use [`migrations`](Self::migrations).
@@ -288,9 +289,10 @@ impl Postgres {
     /// commit.
     ///
     /// The method returns at once, and a task of the current tokio runtime does the work. Calls
-    /// share transactions, which begin at least 5 ms apart, and 25 ms if there are many calls.
-    /// Without a call, or outside of a runtime, the instances find the events at their next
-    /// [poll](Self::poll_interval).
+    /// share transactions, which begin at least 5 ms apart, and 25 ms if there are many calls. If
+    /// nothing calls this method, or if the runtime ends before the task, the instances find the
+    /// events at their next [poll](Self::poll_interval). Outside of a runtime, the method does
+    /// nothing.
     pub fn wake(&self) {
         append::wake(&self.shared);
     }

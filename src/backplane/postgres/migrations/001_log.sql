@@ -4,7 +4,7 @@
 -- numbers yet, because a transaction that took a number would have to keep all others waiting until
 -- it commits. `write` moves the committed records into `log` and numbers them.
 --
--- Apply each file once, in the order of the numbers, in a transaction of its own:
+-- Apply each file once, in the order of the numbers, each in a separate transaction:
 --   psql -X -1 -v ON_ERROR_STOP=1 -f 001_log.sql
 
 CREATE SCHEMA tower_sse;
