@@ -62,8 +62,10 @@ pub fn tail(text: &str) -> String {
     lines[lines.len().saturating_sub(20)..].join("\n")
 }
 
-/// The pause between two looks at other processes.
+/// The pause between two looks at a server that starts.
 const PAUSE: Duration = Duration::from_millis(2);
+/// The pause between two looks that each start a client program.
+const LONG_PAUSE: Duration = Duration::from_millis(20);
 
 /// Waits until a condition holds, at most for `limit`. Returns whether it holds.
 ///
@@ -77,7 +79,7 @@ pub async fn holds_within(limit: Duration, mut holds: impl FnMut() -> bool) -> b
         if begun.elapsed() > limit {
             return false;
         }
-        tokio::time::sleep(PAUSE).await;
+        tokio::time::sleep(LONG_PAUSE).await;
     }
     true
 }
