@@ -89,3 +89,26 @@ async fn a_transaction_with_many_records_does_not_change_the_order_of_others() {
     let at = |data: &str| published.iter().position(|published| published == data);
     assert!(at("early").is_some() && at("early") < at("late"), "{:?} {:?}", at("early"), at("late"));
 }
+
+#[tokio::test]
+async fn many_values_above_the_limit_are_removed_by_several_calls() {
+    let Some(server) = PostgresServer::start(&[]) else { return };
+    let log = Broker::log(&server, "n").limits(LogLimits::new().max_values(1_600));
+    soon(log.state(None)).await.unwrap();
+    server.psql(
+        "INSERT INTO tower_sse.current (ns, hash, id, number, at, payload)
+           SELECT 'n', sha256(n::text::bytea), n, 1, now(), '' FROM generate_series(1, 45000) n",
+    );
+    let values = || server.psql("SELECT count(*) FROM tower_sse.current").parse::<u32>().unwrap();
+    let append = async |count: usize| {
+        for appended in soon(log.append(vec![NewRecord::new("x".into()); count], None)).await {
+            appended.unwrap();
+        }
+    };
+    // The values are counted after each sixteenth of the limit.
+    append(100).await;
+    assert_eq!(values(), 15_000);
+    append(1).await;
+    assert_eq!(values(), 1_600);
+    assert_eq!(server.psql("SELECT has_surplus FROM tower_sse.head"), "f");
+}

@@ -327,6 +327,7 @@ async fn every_record_that_is_accepted_can_be_moved_into_the_log() {
         "publish_record('n', NULL)".to_owned(),
         "publish_record(NULL, '')".to_owned(),
         "publish_record('n', repeat('x', 9000000)::bytea)".to_owned(),
+        "publish_record('n', '', sets => array_fill('a'::text, ARRAY[1024]))".to_owned(),
         "publish_record('n', '', wake => NULL)".to_owned(),
         "publish(NULL, topic => 't')".to_owned(),
         "publish('n', topic => 't', max_bytes => NULL)".to_owned(),
@@ -338,6 +339,36 @@ async fn every_record_that_is_accepted_can_be_moved_into_the_log() {
     assert_eq!(namespaces, "n");
     soon(async { while server.psql_as("hub", "SELECT tower_sse.sequence('n')") == "t" {} }).await;
     assert_eq!(server.psql("SELECT count(*) FROM tower_sse.inbox"), "0");
+}
+
+/// Moving such a record would take longer than an instance waits.
+#[tokio::test]
+async fn a_record_with_too_many_values_is_rejected() {
+    let Some(server) = PostgresServer::start(&[]) else { return };
+    for arguments in [
+        "'', sets => array_fill('a'::text, ARRAY[1025])",
+        "'', removes => array_fill('a'::text, ARRAY[1025])",
+        "'', sets => array_fill('a'::text, ARRAY[1000]), removes => array_fill('a'::text, ARRAY[25])",
+        "repeat('x', 1000000)::bytea, sets => array_fill('a'::text, ARRAY[135])",
+    ] {
+        let error =
+            server.try_psql_as("hub", &format!("SELECT tower_sse.publish_record('n', {arguments})")).unwrap_err();
+        assert!(error.contains("23514"), "{arguments}: {error}");
+    }
+}
+
+/// Each value is a copy of its record.
+#[tokio::test]
+async fn a_call_moves_few_records_that_set_many_values() {
+    let Some(server) = PostgresServer::start(&[]) else { return };
+    let ids = "ARRAY(SELECT n::text FROM generate_series(1, 100) n)";
+    server.psql(&format!(
+        "SELECT tower_sse.publish_record('n', repeat('x', 60000)::bytea, sets => {ids}) FROM generate_series(1, 3)"
+    ));
+    for moved in ["1", "2", "3"] {
+        server.psql("SELECT tower_sse.sequence('n')");
+        assert_eq!(server.psql("SELECT count(*) FROM tower_sse.log"), moved);
+    }
 }
 
 #[tokio::test]

@@ -23,7 +23,9 @@ CREATE TABLE tower_sse.head (
   first bigint NOT NULL DEFAULT 1,
   -- The database system that has numbered the last records. A restored dump has another one, and
   -- its transaction ids begin anew.
-  system bigint NOT NULL DEFAULT 0
+  system bigint NOT NULL DEFAULT 0,
+  -- Whether `current` has more values than the limit, and `trim` has not removed all of them yet.
+  has_surplus boolean NOT NULL DEFAULT false
 );
 
 -- Vacuum does not return the end of the tables to the system: it would lock out all readers and
@@ -31,17 +33,23 @@ CREATE TABLE tower_sse.head (
 --
 -- Every row that the table accepts can be moved into the log. Otherwise one row would stop the log.
 CREATE TABLE tower_sse.inbox (
-  ns text NOT NULL CHECK (octet_length(ns) <= 255),
+  ns text NOT NULL,
   -- The transaction that has published the record.
   xact xid8 NOT NULL,
   id bigserial NOT NULL,
   at timestamptz NOT NULL DEFAULT clock_timestamp(),
-  payload bytea NOT NULL CHECK (octet_length(payload) <= 33554432),
-  -- The ids of the current values that the record sets and removes.
+  payload bytea NOT NULL,
+  -- The ids of the current values that the record sets and removes. Each value is a copy of the
+  -- record.
   sets text[],
   removes text[],
   idempotency_key text,
-  PRIMARY KEY (ns, xact, id)
+  PRIMARY KEY (ns, xact, id),
+  -- One constraint, because the server reads each of them anew for every row.
+  CONSTRAINT inbox_is_limited CHECK (
+    octet_length(ns) <= 255 AND octet_length(payload) <= 33554432
+    AND coalesce(cardinality(sets), 0) + coalesce(cardinality(removes), 0) <= 1024
+    AND coalesce(octet_length(payload)::bigint * cardinality(sets), 0) <= 134217728)
 ) WITH (
   vacuum_truncate = false, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 5000,
   autovacuum_vacuum_insert_scale_factor = 0, autovacuum_vacuum_insert_threshold = 1000000
@@ -179,6 +187,13 @@ BEGIN
   END IF;
 END $$;
 
+-- The approximate number of bytes that the server writes when it moves a record of the inbox.
+CREATE FUNCTION tower_sse.cost(payload bytea, sets text[], removes text[]) RETURNS bigint
+LANGUAGE sql IMMUTABLE AS $$
+  SELECT octet_length(payload)::bigint * greatest(cardinality(sets), 1)
+    + 500 * (coalesce(cardinality(sets), 0) + coalesce(cardinality(removes), 0))
+$$;
+
 -- Moves records of the inbox into the log, then appends the records of the caller. The caller holds
 -- the lock of the log, and passes the answer of `locked_state`.
 --
@@ -218,16 +233,18 @@ BEGIN
     -- transaction that waits for another one publishes later, and may have the lower number. So this
     -- looks at many more rows than it takes. The inner limits let the server read the index in its
     -- order, however many rows wait.
-    (SELECT c.row, c.id, c.size FROM unnest(pending) AS p(xact), LATERAL (
-        SELECT i.ctid AS row, i.id, octet_length(i.payload) AS size FROM tower_sse.inbox i
+    (SELECT c.row, c.id FROM unnest(pending) AS p(xact), LATERAL (
+        SELECT i.ctid AS row, i.id FROM tower_sse.inbox i
         WHERE i.ns = ns AND i.xact = p.xact ORDER BY i.id LIMIT max_moved * 20) c)
     UNION ALL
-    (SELECT i.ctid, i.id, octet_length(i.payload) FROM tower_sse.inbox i
+    (SELECT i.ctid, i.id FROM tower_sse.inbox i
       WHERE i.ns = ns AND i.xact >= since ORDER BY i.xact, i.id LIMIT max_moved * 20)
   ), found AS MATERIALIZED (
     SELECT o.row FROM (
-      SELECT c.row, c.id, c.size, sum(c.size) OVER (ORDER BY c.id) AS total FROM candidates c ORDER BY c.id LIMIT max_moved
-    ) o WHERE o.total <= 8388608 OR o.total = o.size
+      SELECT f.row, w.cost, sum(w.cost) OVER (ORDER BY f.id) AS total
+      FROM (SELECT c.row, c.id FROM candidates c ORDER BY c.id LIMIT max_moved) f, LATERAL (
+        SELECT tower_sse.cost(i.payload, i.sets, i.removes) AS cost FROM tower_sse.inbox i WHERE i.ctid = f.row) w
+    ) o WHERE o.total <= 8388608 OR o.total = o.cost
   ), taken AS (
     DELETE FROM tower_sse.inbox i WHERE i.ctid = ANY (ARRAY(SELECT f.row FROM found f))
     RETURNING i.id, i.payload, i.sets, i.removes, i.idempotency_key AS key
@@ -302,6 +319,8 @@ LANGUAGE plpgsql AS $$
 DECLARE
   -- A call removes at most this many records, and more than it has appended.
   most constant bigint := 4000 + 2 * written;
+  -- More than a batch sets.
+  most_values constant bigint := 30000;
   age constant interval := make_interval(secs => max_age_ms / 1000.0);
   oldest timestamptz;
   held bigint;
@@ -329,15 +348,19 @@ BEGIN
     DELETE FROM tower_sse.log l WHERE l.ns = ns AND l.number >= first AND l.number < low;
     UPDATE tower_sse.head h SET first = low WHERE h.ns = ns;
   END IF;
-  -- Counting the values takes long, so it happens once for each sixteenth of the limit.
+  -- Counting the values takes long, so it happens once for each sixteenth of the limit, and while
+  -- there are too many of them. A call removes at most as many as it can within the time limits.
   IF max_values IS NOT NULL
-    AND (last - written) / greatest(max_values / 16, 1) <> last / greatest(max_values / 16, 1)
+    AND ((last - written) / greatest(max_values / 16, 1) <> last / greatest(max_values / 16, 1)
+      OR (SELECT h.has_surplus FROM tower_sse.head h WHERE h.ns = ns))
   THEN
     SELECT count(*) - max_values INTO surplus FROM tower_sse.current c WHERE c.ns = ns;
     IF surplus > 0 THEN
       DELETE FROM tower_sse.current c WHERE c.ns = ns AND c.hash IN (
-        SELECT o.hash FROM tower_sse.current o WHERE o.ns = ns ORDER BY o.number LIMIT surplus);
+        SELECT o.hash FROM tower_sse.current o WHERE o.ns = ns ORDER BY o.number LIMIT least(surplus, most_values));
     END IF;
+    UPDATE tower_sse.head h SET has_surplus = surplus > most_values
+      WHERE h.ns = ns AND h.has_surplus <> (surplus > most_values);
   END IF;
 END $$;
 
