@@ -13,7 +13,7 @@ use tokio_postgres::types::Type;
 
 use super::super::{Answer, ControlMessage, Stored};
 use super::append::Limits;
-use super::connection::{Session, get, notified};
+use super::connection::{Parameter, Session, get, notified};
 use super::read::records;
 use super::server::Shared;
 
@@ -52,6 +52,11 @@ pub(super) fn tail(shared: Arc<Shared>, after: u64) -> BoxStream<'static, Answer
                 // Instances that look at different times find a record earlier.
                 move_at = Instant::now() + shared.settings.poll_interval.mul_f64(0.5 + fastrand::f64() / 2.0);
             }
+            if clean_at <= Instant::now() {
+                clean_at = Instant::now() + CLEAN.mul_f64(0.5 + fastrand::f64());
+                // On another connection, so that the stream does not wait for it.
+                tokio::spawn(clean(Arc::clone(&shared)));
+            }
             if let Some(newest) = batch.last() {
                 after = newest.sequence.cast_signed();
                 yield batch;
@@ -61,10 +66,6 @@ pub(super) fn tail(shared: Arc<Shared>, after: u64) -> BoxStream<'static, Answer
                 // The stream does not read again because of this record, which the log has lost.
                 newest = received.newest;
                 read_at = if listens { Instant::now() + CHECK } else { move_at };
-            }
-            if clean_at <= Instant::now() {
-                clean_at = Instant::now() + CLEAN.mul_f64(0.5 + fastrand::f64());
-                clean(&shared, &session).await?;
             }
             let poll = move_at.min(read_at).saturating_duration_since(Instant::now());
             if listens {
@@ -77,16 +78,11 @@ pub(super) fn tail(shared: Arc<Shared>, after: u64) -> BoxStream<'static, Answer
     })
 }
 
-/// Removes expired rows. Only a broken connection is an error: the rows can wait.
-async fn clean(shared: &Shared, session: &Session) -> Answer<()> {
-    let namespace = &shared.settings.namespace;
-    match session.rows("SELECT tower_sse.clean($1)", &[(namespace, Type::TEXT)]).await {
-        Err(failure) if failure.is_fatal => Err(failure.error),
-        Err(failure) => {
-            tracing::debug!(name: "sse.log.clean_failed", error = %failure.error, "expired rows cannot be removed from Postgres");
-            Ok(())
-        }
-        Ok(_) => Ok(()),
+/// Removes expired rows. After an error, the rows stay until the next call.
+async fn clean(shared: Arc<Shared>) {
+    let parameters: [Parameter<'_>; 1] = [(&shared.settings.namespace, Type::TEXT)];
+    if let Err(error) = shared.rows(&shared.bulk, "SELECT tower_sse.clean($1)", &parameters).await {
+        tracing::debug!(name: "sse.log.clean_failed", error = %error, "expired rows cannot be removed from Postgres");
     }
 }
 

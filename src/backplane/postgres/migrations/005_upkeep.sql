@@ -23,25 +23,31 @@ BEGIN
           SELECT n.id FROM tower_sse.control n WHERE n.ns = ns AND n.stream = stream ORDER BY n.id DESC OFFSET 9999 LIMIT 1))
       ORDER BY o.id LIMIT 20000 FOR UPDATE SKIP LOCKED));
   END LOOP;
-  -- Rows that another transaction changes now stay. Otherwise the two could wait for each other.
-  DELETE FROM tower_sse.deposit d WHERE d.ctid = ANY (ARRAY(
-    SELECT o.ctid FROM tower_sse.deposit o WHERE o.expires_at <= now LIMIT 10000 FOR UPDATE SKIP LOCKED));
   DELETE FROM tower_sse.shared s WHERE s.ctid = ANY (ARRAY(
     SELECT o.ctid FROM tower_sse.shared o WHERE o.expires_at <= now LIMIT 1000 FOR UPDATE SKIP LOCKED));
-  DELETE FROM tower_sse.once o WHERE o.ctid = ANY (ARRAY(
-    SELECT e.ctid FROM tower_sse.once e WHERE e.at < now - interval '10 minutes' LIMIT 20000 FOR UPDATE SKIP LOCKED));
   LOOP
-    WITH forgotten AS (
+    -- Rows that another transaction changes now stay. Otherwise the two could wait for each other.
+    WITH deposits AS (
+      DELETE FROM tower_sse.deposit d WHERE d.ctid = ANY (ARRAY(
+        SELECT o.ctid FROM tower_sse.deposit o WHERE o.expires_at <= now LIMIT 10000 FOR UPDATE SKIP LOCKED))
+      RETURNING 1
+    ), keys AS (
+      DELETE FROM tower_sse.once o WHERE o.ctid = ANY (ARRAY(
+        SELECT e.ctid FROM tower_sse.once e WHERE e.at < now - interval '10 minutes' LIMIT 10000 FOR UPDATE SKIP LOCKED))
+      RETURNING 1
+    ), forgotten AS (
       DELETE FROM tower_sse.journal j WHERE j.ctid = ANY (ARRAY(
         (SELECT o.ctid FROM tower_sse.journal o WHERE o.forget_at <= now LIMIT 50)
         UNION ALL
         (SELECT o.ctid FROM tower_sse.journal o
           WHERE o.forget_at IS NULL AND o.changed_at <= now - interval '24 hours' LIMIT 50)))
+        -- Another transaction may have begun a new journal in this row.
+        AND tower_sse.journal_end(j.changed_at, j.forget_at) <= now
       RETURNING j.ns, j.key, j.id
     ), entries AS (
       DELETE FROM tower_sse.journal_entry e USING forgotten f WHERE e.ns = f.ns AND e.key = f.key AND e.id = f.id
     )
-    SELECT count(*) FROM forgotten INTO removed;
+    SELECT (SELECT count(*) FROM deposits) + (SELECT count(*) FROM keys) + (SELECT count(*) FROM forgotten) INTO removed;
     EXIT WHEN removed = 0 OR clock_timestamp() > now + interval '200 milliseconds';
   END LOOP;
 END $$;
