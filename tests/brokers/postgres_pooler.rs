@@ -73,3 +73,31 @@ async fn a_publish_whose_commit_is_interrupted_behind_a_pooler_has_an_unknown_ou
     };
     assert_eq!(soon(last).await, 1);
 }
+
+/// Returns the number of open connections to a port.
+fn connections_to(port: u16) -> usize {
+    let lines = std::fs::read_to_string("/proc/self/net/tcp").unwrap();
+    let (remote, established) = (format!(":{port:04X}"), "01");
+    let is_open = |line: &&str| {
+        let fields: Vec<&str> = line.split_whitespace().collect();
+        fields[2].ends_with(&remote) && fields[3] == established
+    };
+    lines.lines().filter(is_open).count()
+}
+
+/// The pooler accepts connections, and its server does not answer.
+#[tokio::test]
+async fn requests_without_an_answer_leave_no_connections_at_a_pooler() {
+    let Some(server) = PostgresServer::start(&[]) else { return };
+    let Some(pooler) = start(&server) else { return };
+    // The pooler logs in at the server, which may take longer than the time limit below.
+    soon(polling(&pooler, "n").state(None)).await.unwrap();
+    let own = polling(&pooler, "n").timeout(Duration::from_millis(100));
+    server.pause();
+    for _ in 0..20 {
+        soon(own.append(vec![NewRecord::new("x".into())], None)).await.remove(0).unwrap_err();
+    }
+    let count = connections_to(pooler.port);
+    assert!(count <= 8, "{count} connections");
+    server.resume();
+}

@@ -5,6 +5,7 @@
 //! 3. Requests are single statements without names, so that they also work through a pooler that
 //!    gives each transaction another connection.
 
+use std::collections::BTreeSet;
 use std::future::poll_fn;
 use std::pin::pin;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -14,6 +15,7 @@ use std::time::Duration;
 use futures::stream::TryStreamExt;
 use rustls::{ClientConfig, RootCertStore};
 use tokio::sync::watch;
+use tokio::task::AbortHandle;
 use tokio_postgres::config::{Host, SslMode};
 use tokio_postgres::types::{ToSql, Type};
 use tokio_postgres::{AsyncMessage, Client, Config, Connection, NoTls, Row, Socket};
@@ -22,6 +24,7 @@ use tokio_postgres_rustls::MakeRustlsConnect;
 use super::super::{Answer, BackplaneError, in_time};
 use super::errors::{classify, classify_connect, is_fatal};
 use super::schema::VERSION;
+use crate::sync::Mutex;
 
 /// A parameter of a statement, with its type.
 pub(super) type Parameter<'a> = (&'a (dyn ToSql + Sync), Type);
@@ -68,7 +71,46 @@ pub(super) struct Session {
     pub(super) limit: Duration,
     /// The connector with which a request can be cancelled.
     connector: Option<MakeRustlsConnect>,
+    /// Ends the task that drives the connection, and closes the connection.
+    driver: AbortHandle,
+    open: Mutex<OpenRequests>,
+    /// Whether an answer was late, so that the connection is closed soon.
+    is_late: AtomicBool,
     is_warned: Arc<AtomicBool>,
+}
+
+/// The requests of a connection that wait for their answer. The server answers them in this order.
+#[derive(Default)]
+struct OpenRequests {
+    next: u64,
+    numbers: BTreeSet<u64>,
+}
+
+/// A request that waits for its answer.
+struct OpenRequest<'a> {
+    session: &'a Session,
+    number: u64,
+}
+
+impl<'a> OpenRequest<'a> {
+    fn new(session: &'a Session) -> Self {
+        let mut open = session.open.lock();
+        let number = open.next;
+        open.next += 1;
+        open.numbers.insert(number);
+        Self { session, number }
+    }
+
+    /// Whether no earlier request waits for its answer, so that the server works on this one.
+    fn is_first(&self) -> bool {
+        self.session.open.lock().numbers.first() == Some(&self.number)
+    }
+}
+
+impl Drop for OpenRequest<'_> {
+    fn drop(&mut self) {
+        self.session.open.lock().numbers.remove(&self.number);
+    }
 }
 
 impl Database {
@@ -159,7 +201,7 @@ impl Database {
             config.tcp_user_timeout(limit);
         }
         let connect = async {
-            let (client, notifications) = match connector.clone() {
+            let (client, (notifications, driver)) = match connector.clone() {
                 Some(connector) => {
                     let (client, connection) =
                         config.connect(connector).await.map_err(|error| classify_connect(&error))?;
@@ -170,7 +212,17 @@ impl Database {
                     (client, drive(connection))
                 }
             };
-            let session = Session { client, notifications, limit, connector, is_warned: Arc::clone(&self.is_warned) };
+            let is_warned = Arc::clone(&self.is_warned);
+            let session = Session {
+                client,
+                notifications,
+                limit,
+                connector,
+                driver,
+                open: Mutex::default(),
+                is_late: AtomicBool::new(false),
+                is_warned,
+            };
             if let Some(channel) = channel {
                 let listen = format!("LISTEN {channel}");
                 session.client.batch_execute(&listen).await.map_err(|error| classify(&error).before_request())?;
@@ -191,13 +243,14 @@ fn default_tls() -> Answer<ClientConfig> {
     Ok(config.with_root_certificates(roots).with_no_client_auth())
 }
 
-/// Spawns the task that drives a connection until it ends, or until its client is dropped.
-fn drive<T>(mut connection: Connection<Socket, T>) -> watch::Receiver<Notifications>
+/// Spawns the task that drives a connection until it ends, or until its client is dropped and all
+/// requests are answered.
+fn drive<T>(mut connection: Connection<Socket, T>) -> (watch::Receiver<Notifications>, AbortHandle)
 where
     T: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static,
 {
     let (sender, receiver) = watch::channel(Notifications::default());
-    tokio::spawn(async move {
+    let task = tokio::spawn(async move {
         loop {
             match poll_fn(|context| connection.poll_message(context)).await {
                 Some(Ok(AsyncMessage::Notification(notification))) => {
@@ -208,7 +261,7 @@ where
             }
         }
     });
-    receiver
+    (receiver, task.abort_handle())
 }
 
 impl Session {
@@ -249,45 +302,65 @@ impl Session {
     /// answer may take longer.
     pub(super) async fn rows(&self, sql: &str, parameters: &[Parameter<'_>]) -> Result<Vec<Row>, Failure> {
         let parameters = parameters.iter().map(|(value, kind)| (*value, kind.clone()));
-        let mut stream = pin!(self.in_time(self.client.query_typed_raw(sql, parameters)).await?);
+        let request = OpenRequest::new(self);
+        let mut stream = pin!(self.in_time(&request, self.client.query_typed_raw(sql, parameters)).await?);
         let mut rows = Vec::new();
-        while let Some(row) = self.in_time(stream.try_next()).await? {
+        while let Some(row) = self.in_time(&request, stream.try_next()).await? {
             rows.push(row);
         }
         Ok(rows)
     }
 
-    async fn in_time<T>(&self, answer: impl Future<Output = Result<T, tokio_postgres::Error>>) -> Result<T, Failure> {
+    async fn in_time<T>(
+        &self,
+        request: &OpenRequest<'_>,
+        answer: impl Future<Output = Result<T, tokio_postgres::Error>>,
+    ) -> Result<T, Failure> {
         match tokio::time::timeout(self.limit, answer).await {
             Ok(Ok(answer)) => Ok(answer),
             Ok(Err(error)) => Err(Failure { is_fatal: is_fatal(&error), error: classify(&error) }),
             Err(_) => {
-                self.cancel();
+                // Otherwise the request of another caller would be cancelled.
+                if request.is_first() && !self.is_late.swap(true, Ordering::Relaxed) {
+                    self.cancel();
+                }
                 Err(Failure { is_fatal: true, error: BackplaneError::unknown("no answer in time") })
             }
         }
     }
 
-    /// Cancels the request that runs at the server. Otherwise a server that waits for a lock would
-    /// not notice that the connection is closed, and each attempt would leave a process there.
+    /// Cancels the request that runs at the server, and closes the connection. A server that waits
+    /// for a lock does not notice that the connection is closed, and each attempt would leave a
+    /// process there. A pooler or a server that does not answer keeps an open connection.
     fn cancel(&self) {
         let (token, connector, limit) = (self.client.cancel_token(), self.connector.clone(), self.limit);
+        let driver = self.driver.clone();
         tokio::spawn(async move {
             // Without an effect behind a pooler, and if the server does not answer at all.
-            let cancel = async {
-                match connector {
-                    Some(connector) => token.cancel_query(connector).await,
-                    None => token.cancel_query(NoTls).await,
-                }
+            let cancel = async || {
+                let cancelled = async {
+                    match connector.clone() {
+                        Some(connector) => token.cancel_query(connector).await,
+                        None => token.cancel_query(NoTls).await,
+                    }
+                };
+                let _ = tokio::time::timeout(limit, cancelled).await;
             };
-            let _ = tokio::time::timeout(limit, cancel).await;
+            cancel().await;
+            // The requests of other callers may still get their answers. After that, one of them
+            // may wait for a lock, too.
+            tokio::time::sleep(limit).await;
+            if !driver.is_finished() {
+                cancel().await;
+                driver.abort();
+            }
         });
     }
 
     /// Runs a statement that returns one row.
     pub(super) async fn one(&self, sql: &str, parameters: &[Parameter<'_>]) -> Answer<Row> {
         let mut rows = self.rows(sql, parameters).await.map_err(|failure| failure.error)?;
-        rows.pop().ok_or_else(|| BackplaneError::rejected("the server returned no row"))
+        rows.pop().ok_or_else(|| BackplaneError::unknown("the server returned no row"))
     }
 }
 
@@ -300,7 +373,7 @@ pub(super) struct Failure {
 
 /// Returns a column of a row.
 pub(super) fn get<'r, T: tokio_postgres::types::FromSql<'r>>(row: &'r Row, column: usize) -> Answer<T> {
-    row.try_get(column).map_err(|error| BackplaneError::rejected(format!("unexpected answer: {error}")))
+    row.try_get(column).map_err(|error| BackplaneError::unknown(format!("unexpected answer: {error}")))
 }
 
 /// Waits until a notification fulfils a condition, at most for `poll`. Returns an error if the

@@ -63,9 +63,9 @@ fn is_temporary(code: &SqlState) -> bool {
         &SqlState::QUERY_CANCELED,
         &SqlState::CANNOT_CONNECT_NOW,
     ];
-    // Too many connections and other resources, and conflicts between transactions.
+    // A full disk, too many connections and other resources, and conflicts between transactions.
     let classes = ["53", "40"];
-    temporary.contains(&code) || classes.contains(&&code.code()[..2]) && *code != SqlState::DISK_FULL
+    temporary.contains(&code) || classes.contains(&&code.code()[..2])
 }
 
 /// Returns the text of an error with its causes. The texts of tokio-postgres have no secrets.

@@ -156,7 +156,7 @@ impl Shared {
     /// Runs a statement that returns one row, as [`rows`](Self::rows) does.
     pub(super) async fn one(&self, lines: &PerRuntime<Line>, sql: &str, parameters: &[Parameter<'_>]) -> Answer<Row> {
         let mut rows = self.rows(lines, sql, parameters).await?;
-        rows.pop().ok_or_else(|| BackplaneError::rejected("the server returned no row"))
+        rows.pop().ok_or_else(|| BackplaneError::unknown("the server returned no row"))
     }
 
     /// Opens a connection for a stream. It receives notifications if the settings say so.
@@ -206,5 +206,5 @@ pub(super) fn seen(seen: Option<Seen>) -> (i64, i64) {
 
 /// Converts a number of the server.
 pub(super) fn number(number: i64) -> Answer<u64> {
-    u64::try_from(number).map_err(|_| BackplaneError::rejected("the log has a negative number"))
+    u64::try_from(number).map_err(|_| BackplaneError::unknown("the server returned a negative number"))
 }
