@@ -6,12 +6,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
+use futures::poll;
 use futures::stream::{BoxStream, StreamExt};
 use tokio_postgres::Client;
 use tower_sse::backplane::{Backplane, BackplaneError, NewRecord, Postgres};
 use tower_sse::{Event, Hub, PublishError, Subscriber};
 
 use crate::instances::builder;
+use crate::kit::broker::range;
 use crate::kit::postgres::PostgresServer;
 use crate::kit::postgres_client::{call, cause, connect, connect_to, log, publish, read_to};
 use crate::kit::{PATIENCE, soon, until};
@@ -290,4 +292,44 @@ fn each_append_on_a_runtime_without_timers_gets_an_error() {
         let error = answer.unwrap_err().to_string();
         assert!(error.contains("the task that appends has ended"), "{error}");
     }
+}
+
+/// The task that appends never runs.
+#[test]
+fn an_append_gets_an_error_when_its_runtime_ends() {
+    let Some(server) = PostgresServer::start(&[]) else { return };
+    let log = log(&server);
+    let ending = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let running = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let mut append = log.append(vec![NewRecord::new("x".into())], None);
+    {
+        let _entered = ending.enter();
+        assert!(futures::FutureExt::now_or_never(&mut append).is_none());
+    }
+    drop(ending);
+    let error = running.block_on(async { soon(append).await }).remove(0).unwrap_err();
+    assert!(error.is_unknown(), "{error}");
+}
+
+/// It would be appended long after its publish has failed.
+#[tokio::test]
+async fn a_dropped_append_that_was_not_sent_is_not_appended() {
+    let Some(server) = PostgresServer::start(&[]) else { return };
+    let own = log(&server).timeout(Duration::from_secs(15));
+    let record = |text: &'static str| vec![NewRecord::new(text.into())];
+    soon(own.append(record("first"), None)).await.remove(0).unwrap();
+    server.pause();
+    let mut sent = own.append(record("sent"), None);
+    let mut dropped = own.append(record("dropped"), None);
+    assert!(poll!(&mut sent).is_pending());
+    // The task sends the first of them.
+    tokio::task::yield_now().await;
+    assert!(poll!(&mut dropped).is_pending());
+    drop(dropped);
+    server.resume();
+    soon(sent).await.remove(0).unwrap();
+    soon(own.append(record("last"), None)).await.remove(0).unwrap();
+    let records = range(&own, 0, 10).await;
+    let payloads: Vec<_> = records.iter().map(|record| &record.payload[..]).collect();
+    assert_eq!(payloads, [&b"first"[..], b"sent", b"last"]);
 }

@@ -14,6 +14,7 @@ use super::super::{Answer, BackplaneError, LogPosition, NewRecord, Seen};
 use super::connection::get;
 use super::queue::{Part, Queue, split};
 use super::server::{Shared, number, seen};
+use crate::sync::Mutex;
 
 /// Appends records, and returns the position of each.
 pub(super) async fn append(
@@ -61,22 +62,29 @@ pub(super) fn wake(shared: &Arc<Shared>) {
 fn enqueue(shared: &Arc<Shared>, change: impl FnOnce(&mut Queue)) -> Answer<()> {
     let runtime = Handle::try_current().map_err(|_| BackplaneError::unavailable("not in a tokio runtime"))?;
     let queue = shared.queues.here();
-    let mut locked = queue.lock();
-    change(&mut locked);
-    if !std::mem::replace(&mut locked.is_running, true) {
-        let (shared, queue) = (Arc::clone(shared), Arc::clone(&queue));
-        runtime.spawn(async move { run(&shared, &queue).await });
+    let is_running = {
+        let mut queue = queue.lock();
+        change(&mut queue);
+        std::mem::replace(&mut queue.is_running, true)
+    };
+    if !is_running {
+        let (shared, running) = (Arc::clone(shared), Running { queue: Arc::clone(&queue), has_ended: false });
+        runtime.spawn(async move { run(&shared, running).await });
     }
     Ok(())
 }
 
-/// After a panic of the task, its callers get an error, and the next call starts a new task.
-struct ResetOnPanic<'a>(&'a crate::sync::Mutex<Queue>);
+/// The task that sends the transactions of a queue. If it ends early, with its runtime or by a
+/// panic, its callers get an error, and the next call starts a new task.
+struct Running {
+    queue: Arc<Mutex<Queue>>,
+    has_ended: bool,
+}
 
-impl Drop for ResetOnPanic<'_> {
+impl Drop for Running {
     fn drop(&mut self) {
-        if std::thread::panicking() {
-            let mut queue = self.0.lock();
+        if !self.has_ended {
+            let mut queue = self.queue.lock();
             queue.is_running = false;
             queue.waiting.clear();
         }
@@ -84,14 +92,15 @@ impl Drop for ResetOnPanic<'_> {
 }
 
 /// Sends transactions until nothing waits.
-async fn run(shared: &Shared, queue: &crate::sync::Mutex<Queue>) {
-    let _reset = ResetOnPanic(queue);
+async fn run(shared: &Shared, mut running: Running) {
+    let queue = Arc::clone(&running.queue);
     let arrived = Arc::clone(&queue.lock().arrived);
     loop {
         let next = {
             let mut queue = queue.lock();
-            if queue.waiting.is_empty() && queue.wakes == 0 {
+            if queue.is_done() {
                 queue.is_running = false;
+                running.has_ended = true;
                 return;
             }
             queue.next()

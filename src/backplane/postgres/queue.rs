@@ -12,6 +12,9 @@ use super::super::{Answer, LogPosition, NewRecord, Seen};
 const MAX_RECORDS: usize = 1000;
 /// The approximate maximum number of bytes of one transaction.
 const MAX_BYTES: usize = 4 << 20;
+/// The approximate number of bytes that the server writes for a value, besides its id and its
+/// record.
+const BYTES_OF_VALUE: usize = 500;
 
 /// The minimum time between two transactions that only move records of the inbox. Otherwise an
 /// application that commits all the time would cause transactions all the time.
@@ -57,6 +60,13 @@ impl Queue {
         Ok(self.take())
     }
 
+    /// Removes the parts whose publish has failed meanwhile. Otherwise they would be appended long
+    /// after that. Returns whether nothing waits.
+    pub(super) fn is_done(&mut self) -> bool {
+        self.waiting.retain(|part| !part.answer.is_closed());
+        self.waiting.is_empty() && self.wakes == 0
+    }
+
     /// Notes that the last transaction has left records in the inbox.
     pub(super) fn continue_moving(&mut self) {
         self.wakes = self.wakes.saturating_add(1);
@@ -68,7 +78,7 @@ impl Queue {
         let (mut records, mut bytes) = (0, 0);
         let fits = |part: &&Part| {
             records += part.records.len();
-            bytes += part.records.iter().map(size).sum::<usize>();
+            bytes = part.records.iter().map(size).fold(bytes, usize::saturating_add);
             records <= MAX_RECORDS && bytes <= MAX_BYTES
         };
         let count = self.waiting.iter().take_while(fits).count();
@@ -80,9 +90,9 @@ impl Queue {
 /// Splits records into parts that fit into one transaction each.
 pub(super) fn split(records: Vec<NewRecord>) -> Vec<Vec<NewRecord>> {
     let mut parts: Vec<Vec<NewRecord>> = Vec::new();
-    let mut bytes = 0;
+    let mut bytes: usize = 0;
     for record in records {
-        bytes += size(&record);
+        bytes = bytes.saturating_add(size(&record));
         match parts.last_mut().filter(|part| part.len() < MAX_RECORDS && bytes <= MAX_BYTES) {
             Some(part) => part.push(record),
             None => {
@@ -94,6 +104,10 @@ pub(super) fn split(records: Vec<NewRecord>) -> Vec<Vec<NewRecord>> {
     parts
 }
 
+/// The approximate number of bytes that the server writes. Each value that is set is a copy of the
+/// record.
 fn size(record: &NewRecord) -> usize {
-    record.payload.len() + record.values.iter().map(|value| value.id.len()).sum::<usize>()
+    let copies = record.values.iter().filter(|value| !value.removes).count().max(1);
+    let ids: usize = record.values.iter().map(|value| value.id.len() + BYTES_OF_VALUE).sum();
+    record.payload.len().saturating_mul(copies).saturating_add(ids)
 }
