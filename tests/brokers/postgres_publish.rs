@@ -3,8 +3,9 @@
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
+use futures::StreamExt;
 use tokio_postgres::{IsolationLevel, error::SqlState};
-use tower_sse::backplane::{Backplane, Postgres};
+use tower_sse::backplane::{Backplane, NewRecord, Postgres};
 use tower_sse::{Event, Hub, Publisher};
 
 use crate::instances::builder;
@@ -434,4 +435,15 @@ async fn concurrent_transactions_are_delivered_once_each_and_in_the_order_of_the
             assert_eq!(&received[&writer], committed, "{writer}");
         }
     }
+}
+
+#[tokio::test]
+async fn a_stream_with_the_longest_poll_interval_returns_records() {
+    let Some(server) = PostgresServer::start(&[]) else { return };
+    let own = log(&server).poll_interval(Duration::MAX);
+    soon(own.append(vec![NewRecord::new("1".into())], None)).await.remove(0).unwrap();
+    let mut tail = own.tail(0);
+    assert_eq!(soon(tail.next()).await.unwrap().unwrap().len(), 1);
+    soon(own.append(vec![NewRecord::new("2".into())], None)).await.remove(0).unwrap();
+    assert_eq!(soon(tail.next()).await.unwrap().unwrap().len(), 1);
 }

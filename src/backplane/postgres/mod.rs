@@ -57,6 +57,8 @@ const MAX_DEPOSIT: Duration = Duration::from_secs(366 * 86_400);
 const MAX_NAMESPACE: usize = 255;
 /// The default interval at which an instance looks for published records.
 const POLL: Duration = Duration::from_millis(250);
+const MIN_POLL: Duration = Duration::from_millis(1);
+const MAX_POLL: Duration = Duration::from_secs(86_400);
 
 /// A log in a PostgreSQL database, for [`HubBuilder::backplane`](crate::HubBuilder::backplane).
 ///
@@ -214,14 +216,14 @@ impl Postgres {
 
     /// Sets the interval at which an instance looks for events that transactions have published.
     /// Defaults to 250 ms. The adapter shortens each interval by up to a half, at random. At least
-    /// 1 ms.
+    /// 1 ms, and at most a day.
     ///
     /// This interval is the longest delay of an event between the commit and the instances, if the
     /// process that publishes does not call [`wake`](Self::wake), for example because it has
     /// crashed after the commit. Each look is one small query.
     #[must_use]
     pub fn poll_interval(self, interval: Duration) -> Self {
-        self.with(|settings| settings.poll_interval = interval.max(Duration::from_millis(1)))
+        self.with(|settings| settings.poll_interval = interval.clamp(MIN_POLL, MAX_POLL))
     }
 
     /// Sets the limits of the records and current values that the database retains. Defaults to
