@@ -119,9 +119,14 @@ async fn scripts_do_not_see_heartbeats() {
     assert!(text.as_str().unwrap().ends_with(":\n"), "{text}");
     hub.topic("news").publish(Event::new("news", "after heartbeats")).await.unwrap();
     source.saw("news", 1).await;
-    // On a slow machine another `hub.live` brings a fresh id, after ten heartbeats.
-    let mut names = source.names().await;
-    names.dedup();
+    // On a slow machine another `hub.live` brings a fresh id after ten heartbeats, before or after
+    // the event.
+    let mut names: Vec<String> = Vec::new();
+    for name in source.names().await {
+        if !names.contains(&name) {
+            names.push(name);
+        }
+    }
     assert_eq!(names, ["open", "hub.hello", "hub.live", "news"]);
     assert_eq!(source.data("news").await, ["after heartbeats"]);
 }
