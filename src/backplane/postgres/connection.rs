@@ -322,7 +322,7 @@ impl Session {
             Err(_) => {
                 // Otherwise the request of another caller would be cancelled.
                 if request.is_first() && !self.is_late.swap(true, Ordering::Relaxed) {
-                    self.cancel();
+                    self.cancel_and_close();
                 }
                 Err(Failure { is_fatal: true, error: BackplaneError::unknown("no answer in time") })
             }
@@ -332,7 +332,7 @@ impl Session {
     /// Cancels the request that runs at the server, and closes the connection. A server that waits
     /// for a lock does not notice that the connection is closed, and each attempt would leave a
     /// process there. A pooler or a server that does not answer keeps an open connection.
-    fn cancel(&self) {
+    fn cancel_and_close(&self) {
         let (token, connector, limit) = (self.client.cancel_token(), self.connector.clone(), self.limit);
         let driver = self.driver.clone();
         tokio::spawn(async move {

@@ -1,7 +1,7 @@
 -- Removal of expired rows, the rights, and a view for monitoring.
 
--- Removes the old control messages of a namespace, and the expired rows of all namespaces. Takes a
--- few tenths of a second at most. Each instance calls this function about once a minute.
+-- Removes the old control messages of a namespace, and the expired rows of all namespaces. Begins
+-- no further batch after 200 ms. Each instance calls this function about once a minute.
 CREATE FUNCTION tower_sse.clean(ns text) RETURNS void
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 SET enable_seqscan = off SET enable_bitmapscan = off AS $$
@@ -26,7 +26,8 @@ BEGIN
   DELETE FROM tower_sse.shared s WHERE s.ctid = ANY (ARRAY(
     SELECT o.ctid FROM tower_sse.shared o WHERE o.expires_at <= now LIMIT 1000 FOR UPDATE SKIP LOCKED));
   LOOP
-    -- Rows that another transaction changes now stay. Otherwise the two could wait for each other.
+    -- Tickets and keys that another transaction changes now stay. Otherwise the two could wait for
+    -- each other.
     WITH deposits AS (
       DELETE FROM tower_sse.deposit d WHERE d.ctid = ANY (ARRAY(
         SELECT o.ctid FROM tower_sse.deposit o WHERE o.expires_at <= now LIMIT 10000 FOR UPDATE SKIP LOCKED))
