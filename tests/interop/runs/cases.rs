@@ -29,6 +29,9 @@ pub enum Case {
 const AT_ONCE: usize = 16;
 /// The same for a client that waits at least a second before it resumes.
 const AT_ONCE_SLOW: usize = 64;
+/// The number of breaks that tell what happens at an end of a response. One is not enough: the
+/// responses differ in length, because the server sends the events in different chunks.
+const AT_AN_END: usize = 5;
 /// The number of requests after which a client is taken to repeat them without end.
 const ENDLESS: usize = 25;
 
@@ -303,13 +306,16 @@ fn is_without_one_part(text: &str) -> bool {
     })
 }
 
-/// Summarizes the outcomes of breaks, in the order of the bytes: the first one, those in the middle,
-/// and the last one that was not whole. The exact byte at which outcomes change depends on the
-/// chunks in which the server sends the response.
+/// Summarizes the outcomes of breaks, in the order of the bytes: the most frequent one at the first
+/// bytes, those in the middle, and the most frequent one at the last bytes.
 fn summary(outcomes: &[String]) -> String {
     let torn: Vec<&str> =
         outcomes.iter().map(|outcome| &outcome[..]).filter(|kind| !["not torn", "whole"].contains(kind)).collect();
-    let (Some(first), Some(last)) = (torn.first(), torn.last()) else { return "whole".to_owned() };
+    if torn.is_empty() {
+        return "whole".to_owned();
+    }
+    let first = most_frequent(&torn[..torn.len().min(AT_AN_END)]);
+    let last = most_frequent(&torn[torn.len().saturating_sub(AT_AN_END)..]);
     let middle = &torn[torn.len() * 3 / 10..torn.len() * 7 / 10];
     let mut kinds: Vec<&str> = Vec::new();
     for kind in middle.iter().chain(torn.iter().filter(|kind| !["error", "resumes"].contains(kind))) {
@@ -319,5 +325,10 @@ fn summary(outcomes: &[String]) -> String {
     }
     kinds.sort_unstable();
     let middle = kinds.join(" or ");
-    if middle == *first && middle == *last { middle } else { format!("first {first}, then {middle}, last {last}") }
+    if middle == first && middle == last { middle } else { format!("first {first}, then {middle}, last {last}") }
+}
+
+fn most_frequent<'a>(kinds: &[&'a str]) -> &'a str {
+    let count = |kind: &str| kinds.iter().filter(|other| **other == kind).count();
+    kinds.iter().copied().max_by_key(|kind| count(kind)).unwrap()
 }
