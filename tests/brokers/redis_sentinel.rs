@@ -40,8 +40,7 @@ async fn a_log_of_sentinel_keeps_the_contract_and_a_planned_failover_causes_no_g
         }
         redis.wait_until_connected().await;
         let old = redis.primary();
-        redis.fail_over();
-        redis.wait_for_another_primary(old).await;
+        redis.fail_over(old).await;
         redis.wait_until_connected().await;
         until(|| hub.is_ready()).await;
     }

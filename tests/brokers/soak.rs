@@ -207,13 +207,11 @@ impl TestBroker for FailingOver {
         let is_forced = if self.failovers <= 2 { self.failovers == 1 } else { random.bool() };
         if is_forced {
             self.redis.servers[old].kill();
-        } else {
-            self.redis.fail_over();
-        }
-        self.redis.wait_for_another_primary(old).await;
-        if is_forced {
+            self.redis.wait_for_another_primary(old).await;
             sleep(millis(random, 1..500)).await;
             self.redis.servers[old].restart();
+        } else {
+            self.redis.fail_over(old).await;
         }
         self.redis.wait_until_connected().await;
         (false, if is_forced { "forced failovers" } else { "planned failovers" })

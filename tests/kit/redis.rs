@@ -243,10 +243,21 @@ impl Replicated {
         self.servers.iter().position(|server| address.ends_with(&format!("\n{}", server.port))).unwrap()
     }
 
-    /// Asks a Sentinel for a failover.
-    pub fn fail_over(&self) {
-        let answer = self.sentinels[0].cli_as(SENTINEL_PASSWORD, &["SENTINEL", "FAILOVER", "main"]);
-        assert_eq!(answer, "OK");
+    /// Asks the first Sentinel for a failover, and waits until it names another primary.
+    pub async fn fail_over(&self, old: usize) {
+        let ask = |command: &[&str]| self.sentinels[0].cli_as(SENTINEL_PASSWORD, command);
+        wait_until(|| {
+            // On a busy machine, a Sentinel refuses a failover because no replica has answered it lately,
+            // or gives up because it does not see the new role of a replica in time. Then it names the
+            // old primary, and its flags show no failover.
+            let state = ask(&["SENTINEL", "MASTER", "main"]);
+            let is_idle = state.lines().collect::<Vec<_>>().chunks(2).any(|field| field == ["flags", "master"]);
+            if is_idle && self.primary() == old {
+                ask(&["SENTINEL", "FAILOVER", "main"]);
+            }
+            self.primary() != old
+        })
+        .await;
     }
 
     /// Waits until the first Sentinel names another primary.
