@@ -36,6 +36,7 @@ mod next_version;
 mod pass_journals;
 mod past;
 mod postgres_access;
+mod postgres_batches;
 mod postgres_failover;
 mod postgres_idle;
 mod postgres_numbering;

@@ -6,8 +6,9 @@ use tower_sse::Event;
 
 use crate::instances::builder;
 use crate::kit::postgres::PostgresServer;
-use crate::kit::postgres_client::{call, connect, log, publish, read_to};
+use crate::kit::postgres_client::{call, connect, connect_to, log, publish, read_to};
 use crate::kit::until;
+use crate::postgres_batches::MOVE;
 use crate::rolled_back::open;
 
 /// A statement that opens a transaction and keeps it open.
@@ -83,4 +84,34 @@ async fn delivery_does_not_become_slow_while_another_transaction_keeps_its_snaps
 #[tokio::test]
 async fn delivery_does_not_become_slow_while_another_transaction_that_has_published_stays_open() {
     delivery_goes_on_during(WITH_ID).await;
+}
+
+/// No batch reads the rows of the batches before it.
+#[tokio::test]
+async fn batches_of_a_backlog_do_not_become_slower_while_another_transaction_keeps_its_snapshot() {
+    let Some(server) = PostgresServer::start(&["autovacuum=off"]) else { return };
+    let client = connect_to(&server.url_as("postgres")).await;
+    publish_many(&client, 1).await;
+    call(&client, SEQUENCE, &[]).await;
+    let idle = connect(&server).await;
+    idle.batch_execute(WITH_SNAPSHOT).await.unwrap();
+    // No instance runs for some time. The server itself commits faster than a client.
+    let backlog = "DO $$ BEGIN
+          FOR i IN 1..10000 LOOP PERFORM tower_sse.publish('costs', topic => 't'); COMMIT; END LOOP;
+        END $$";
+    client.batch_execute("SET synchronous_commit = off").await.unwrap();
+    client.batch_execute(backlog).await.unwrap();
+    // As in the functions that call `write`.
+    client.batch_execute("SET enable_seqscan = off; SET enable_bitmapscan = off").await.unwrap();
+    let one = MOVE.replace("$1", "'costs'").replace("$2", "1").replace("$3", "'{}'");
+    let mut pages = Vec::new();
+    // The first calls of a session also read the catalogs.
+    for _ in 0..3 {
+        pages.push(pages_read(&client, &one).await);
+    }
+    for _ in 0..9 {
+        call(&client, SEQUENCE, &[]).await;
+    }
+    pages.push(pages_read(&client, &one).await);
+    assert!(pages[3] < pages[2] + 50, "{pages:?} pages");
 }

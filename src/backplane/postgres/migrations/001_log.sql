@@ -210,7 +210,7 @@ LANGUAGE plpgsql AS $$
 DECLARE
   now timestamptz := clock_timestamp();
   system bigint;
-  -- Records of these transactions, or of later ones, were not visible when records were last moved.
+  -- Records of these transactions, or of later ones, may still be in the inbox.
   pending xid8[] := ARRAY(SELECT pg_snapshot_xip(moved));
   since xid8 := coalesce(pg_snapshot_xmax(moved), '0'::xid8);
   may_advance boolean;
@@ -233,18 +233,34 @@ BEGIN
     -- transaction that waits for another one publishes later, and may have the lower number. So this
     -- looks at many more rows than it takes. The inner limits let the server read the index in its
     -- order, however many rows wait.
-    (SELECT c.row, c.id FROM unnest(pending) AS p(xact), LATERAL (
-        SELECT i.ctid AS row, i.id FROM tower_sse.inbox i
-        WHERE i.ns = ns AND i.xact = p.xact ORDER BY i.id LIMIT max_moved * 20) c)
+    (SELECT c.row, c.xact, c.id FROM unnest(pending) AS p(xact), LATERAL (
+        SELECT i.ctid AS row, i.xact, i.id FROM tower_sse.inbox i
+        WHERE i.ns = ns AND i.xact = p.xact ORDER BY i.id LIMIT max_moved + 1) c)
     UNION ALL
-    (SELECT i.ctid, i.id FROM tower_sse.inbox i
+    (SELECT i.ctid, i.xact, i.id FROM tower_sse.inbox i
       WHERE i.ns = ns AND i.xact >= since ORDER BY i.xact, i.id LIMIT max_moved * 20)
   ), found AS MATERIALIZED (
-    SELECT o.row FROM (
-      SELECT f.row, w.cost, sum(w.cost) OVER (ORDER BY f.id) AS total
-      FROM (SELECT c.row, c.id FROM candidates c ORDER BY c.id LIMIT max_moved) f, LATERAL (
+    SELECT o.row, o.xact FROM (
+      SELECT f.row, f.xact, w.cost, sum(w.cost) OVER (ORDER BY f.id) AS total
+      FROM (SELECT c.* FROM candidates c ORDER BY c.id LIMIT max_moved) f, LATERAL (
         SELECT tower_sse.cost(i.payload, i.sets, i.removes) AS cost FROM tower_sse.inbox i WHERE i.ctid = f.row) w
     ) o WHERE o.total <= 8388608 OR o.total = o.cost
+  ), left_over AS MATERIALIZED (
+    SELECT c.xact FROM candidates c WHERE NOT EXISTS (SELECT FROM found f WHERE f.row = c.row)
+  ), reached AS (
+    -- Of the transactions below `xmax`, only those of `left_over` and those that are still open have
+    -- records that are not in the log, because the candidates have the order of the transactions.
+    -- The records of a restored dump may have ids that this server has not assigned yet.
+    SELECT least(pg_snapshot_xmax(s.now), CASE WHEN EXISTS (SELECT FROM left_over l WHERE l.xact >= since) THEN coalesce(
+        (SELECT f.xact FROM found f WHERE f.xact >= since ORDER BY f.xact DESC LIMIT 1),
+        (SELECT l.xact FROM left_over l WHERE l.xact >= since ORDER BY l.xact LIMIT 1)) END) AS xmax
+    FROM snapshot s
+  ), moved_now AS MATERIALIZED (
+    SELECT format('%s:%s:%s', coalesce(o.xacts[1], r.xmax), r.xmax, array_to_string(o.xacts, ','))::pg_snapshot AS snapshot
+    FROM reached r, LATERAL (
+      SELECT array_agg(x.xact ORDER BY x.xact) AS xacts FROM (
+        SELECT pg_snapshot_xip(s.now) FROM snapshot s UNION SELECT l.xact FROM left_over l
+      ) x(xact) WHERE x.xact < r.xmax) o
   ), taken AS (
     DELETE FROM tower_sse.inbox i WHERE i.ctid = ANY (ARRAY(SELECT f.row FROM found f))
     RETURNING i.id, i.payload, i.sets, i.removes, i.idempotency_key AS key
@@ -276,9 +292,9 @@ BEGIN
     INSERT INTO tower_sse.log (ns, number, at, bytes_before, payload, moved)
     SELECT ns, r.number, now, r.bytes_before, r.payload,
       CASE WHEN NOT r.is_newest THEN NULL
-        WHEN may_advance AND (SELECT count(*) FROM found) = (SELECT count(*) FROM candidates) THEN s.now
+        WHEN may_advance THEN m.snapshot
         ELSE moved END
-    FROM numbered r, snapshot s
+    FROM numbered r, moved_now m
   ), remembered AS (
     INSERT INTO tower_sse.once AS e (ns, hash, epoch, number, at)
     SELECT ns, r.hash, epoch, r.number, now FROM numbered r WHERE r.key IS NOT NULL
@@ -301,7 +317,7 @@ BEGIN
       WHERE o.own > 0),
     (SELECT count(*) FROM numbered),
     (SELECT count(*) FROM numbered n WHERE n.own = 0),
-    (SELECT count(*) FROM found) = (SELECT count(*) FROM candidates)
+    NOT EXISTS (SELECT FROM left_over)
   INTO numbers, written, taken, is_complete;
   IF written > 0 THEN
     PERFORM pg_notify(tower_sse.channel(ns), 'log ' || last + written);
