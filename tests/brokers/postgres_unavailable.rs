@@ -251,6 +251,48 @@ async fn a_statement_that_the_server_cancels_is_unavailable() {
     assert_eq!(read_to(&mut page, "end").await, ["end"]);
 }
 
+/// A trigger raises the error of a server whose disk is full.
+#[tokio::test]
+async fn an_append_to_a_server_with_a_full_disk_may_be_repeated() {
+    let Some(server) = PostgresServer::start(&[]) else { return };
+    let own = log(&server);
+    soon(own.state(None)).await.unwrap();
+    server.psql(
+        "CREATE FUNCTION full_disk() RETURNS trigger LANGUAGE plpgsql AS $$
+           BEGIN RAISE EXCEPTION 'no space left on device' USING ERRCODE = 'disk_full'; END $$;
+         CREATE TRIGGER full_disk BEFORE INSERT ON tower_sse.log FOR EACH ROW EXECUTE FUNCTION full_disk()",
+    );
+    let append = async || soon(own.append(vec![NewRecord::new("x".into())], None)).await.remove(0);
+    let error = append().await.unwrap_err();
+    assert!(!error.is_rejected() && !error.is_unknown(), "{error}");
+    assert!(error.to_string().contains("no space left on device"), "{error}");
+    server.psql("DROP TRIGGER full_disk ON tower_sse.log");
+    assert_eq!(append().await.unwrap().sequence, 1);
+}
+
+/// The function of the server appends the record, and returns a text in place of a number.
+#[tokio::test]
+async fn an_append_whose_answer_cannot_be_read_has_an_unknown_outcome() {
+    let Some(server) = PostgresServer::start(&[]) else { return };
+    let own = log(&server);
+    soon(own.state(None)).await.unwrap();
+    server.psql(
+        "ALTER FUNCTION tower_sse.append RENAME TO original;
+         DO $$ BEGIN EXECUTE format(
+           'CREATE FUNCTION tower_sse.append(%s)
+              RETURNS TABLE (epoch text, numbers bigint[], last_before bigint, is_complete boolean)
+              LANGUAGE sql SECURITY DEFINER AS $body$
+                SELECT ''unreadable'', o.numbers, o.last_before, o.is_complete FROM tower_sse.original(%s) o
+              $body$',
+           (SELECT oidvectortypes(proargtypes) FROM pg_proc WHERE oid = 'tower_sse.original'::regproc),
+           (SELECT string_agg('$' || n, ', ') FROM generate_series(1, 18) n));
+         END $$",
+    );
+    let error = soon(own.append(vec![NewRecord::new("x".into())], None)).await.remove(0).unwrap_err();
+    assert!(error.is_unknown(), "{error}");
+    assert_eq!(soon(own.state(None)).await.unwrap().last, 1);
+}
+
 /// The server has committed the record on its disk, and waits for a standby that does not exist.
 #[tokio::test]
 async fn a_publish_whose_commit_is_interrupted_has_an_unknown_outcome() {
