@@ -24,7 +24,7 @@ pub const MOVE: &str = "SELECT w.is_complete
     $1, s.epoch, s.last, s.bytes, s.moved, $2, $3::bytea[], array_fill(NULL::text, ARRAY[cardinality($3::bytea[])]),
     '{}', '{}', '{}', '{}') w";
 
-/// Counts the records of the inbox that are in the log, if the newest batch is right.
+/// Counts the records of the inbox that are already in the log according to the newest snapshot.
 const MOVED_IN_INBOX: &str = "SELECT count(*) FROM tower_sse.inbox i
   WHERE i.ns = $1 AND pg_visible_in_snapshot(i.xact, (
     SELECT l.moved FROM tower_sse.log l WHERE l.ns = $1 ORDER BY l.number DESC LIMIT 1))";
@@ -45,7 +45,7 @@ enum Step {
     Append(i32),
 }
 
-/// Up to `count` steps, with a batch of one of these sizes after every `pause` other steps on average.
+/// Fewer than `count` steps, with a batch of one of these sizes after every `pause` other steps on average.
 fn steps(count: usize, sizes: Range<i32>, pause: u32) -> impl Strategy<Value = Vec<Step>> {
     let client = 0..CLIENTS;
     let step = prop_oneof![
@@ -200,7 +200,7 @@ fn batches_have_each_committed_record_once_when_more_records_wait_than_a_batch_l
 /// The records of a restored dump have ids that the server has not assigned yet.
 #[tokio::test]
 async fn records_after_a_restored_backlog_are_published() {
-    let Some(server) = PostgresServer::start(&[]) else { return };
+    let Some(server) = PostgresServer::start(&["autovacuum=off"]) else { return };
     soon(Broker::log(&server, "n").state(None)).await.unwrap();
     let admin = connect_to(&server.url_as("postgres")).await;
     let run = async |sql: &str| soon(admin.batch_execute(sql)).await.unwrap();
@@ -210,13 +210,17 @@ async fn records_after_a_restored_backlog_are_published() {
            SELECT 'n', (pg_snapshot_xmax(pg_current_snapshot())::text::bigint + 100 + n)::text::xid8, n::text::bytea
            FROM generate_series(1, 5) n")
     .await;
-    for _ in 0..3 {
+    for number in 0..3 {
+        run(&format!("SELECT tower_sse.publish_record('n', 'new{number}')")).await;
         batch(&admin).await;
     }
-    run("SELECT tower_sse.publish_record('n', 'new')").await;
+    // The snapshot does not list each new transaction.
+    let listed = "SELECT count(*) FROM tower_sse.log, pg_snapshot_xip(moved) WHERE number = 3";
+    assert_eq!(server.psql(listed), "0");
+    run("SELECT tower_sse.publish_record('n', 'last')").await;
     // The server assigns the ids of the restored records.
     run("DO $$ BEGIN FOR i IN 1..200 LOOP PERFORM pg_current_xact_id(); COMMIT; END LOOP; END $$").await;
     while !batch(&admin).await.get::<_, bool>(0) {}
     let log = server.psql("SELECT string_agg(convert_from(payload, 'UTF8'), ' ' ORDER BY number) FROM tower_sse.log");
-    assert_eq!(log, "1 2 3 4 5 new");
+    assert_eq!(log, "1 2 3 4 5 new0 new1 new2 last");
 }

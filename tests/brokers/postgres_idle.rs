@@ -101,7 +101,7 @@ async fn batches_of_a_backlog_do_not_become_slower_while_another_transaction_kee
         END $$";
     client.batch_execute("SET synchronous_commit = off").await.unwrap();
     client.batch_execute(backlog).await.unwrap();
-    // As in the functions that call `write`.
+    // The functions that call `write` have the same settings.
     client.batch_execute("SET enable_seqscan = off; SET enable_bitmapscan = off").await.unwrap();
     let one = MOVE.replace("$1", "'costs'").replace("$2", "1").replace("$3", "'{}'");
     let mut pages = Vec::new();

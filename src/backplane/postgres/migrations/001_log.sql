@@ -47,7 +47,7 @@ CREATE TABLE tower_sse.inbox (
   PRIMARY KEY (ns, xact, id),
   -- One constraint, because the server reads each of them anew for every row.
   CONSTRAINT inbox_is_limited CHECK (
-    octet_length(ns) <= 255 AND octet_length(payload) <= 33554432
+    octet_length(ns) <= 255 AND xact > '0' AND octet_length(payload) <= 33554432
     AND coalesce(cardinality(sets), 0) + coalesce(cardinality(removes), 0) <= 1024
     AND coalesce(octet_length(payload)::bigint * cardinality(sets), 0) <= 134217728)
 ) WITH (
@@ -231,8 +231,9 @@ BEGIN
   ), candidates AS MATERIALIZED (
     -- The index has the order of the transactions. The order of the calls is that of the ids: a
     -- transaction that waits for another one publishes later, and may have the lower number. So this
-    -- looks at many more rows than it takes. The inner limits let the server read the index in its
-    -- order, however many rows wait.
+    -- looks at many more rows than it takes. Of each transaction in `pending`, it looks at one row
+    -- more, so that `left_over` has the transaction if further rows wait. The inner limits let the
+    -- server read the index in its order, however many rows wait.
     (SELECT c.row, c.xact, c.id FROM unnest(pending) AS p(xact), LATERAL (
         SELECT i.ctid AS row, i.xact, i.id FROM tower_sse.inbox i
         WHERE i.ns = ns AND i.xact = p.xact ORDER BY i.id LIMIT max_moved + 1) c)
@@ -248,11 +249,15 @@ BEGIN
   ), left_over AS MATERIALIZED (
     SELECT c.xact FROM candidates c WHERE NOT EXISTS (SELECT FROM found f WHERE f.row = c.row)
   ), reached AS (
-    -- Of the transactions below `xmax`, only those of `left_over` and those that are still open have
-    -- records that are not in the log, because the candidates have the order of the transactions.
-    -- The records of a restored dump may have ids that this server has not assigned yet.
+    -- `xmax` is the last transaction of which this batch takes a record. Of earlier transactions, only
+    -- those of `left_over` and those that are still open have records that are not in the log,
+    -- because the candidates have the order of the transactions.
+    --
+    -- The records of a restored dump may have ids that this server has not assigned yet. `xmax` is
+    -- not one of these ids. Otherwise new transactions, which have lower ids, would be skipped.
     SELECT least(pg_snapshot_xmax(s.now), CASE WHEN EXISTS (SELECT FROM left_over l WHERE l.xact >= since) THEN coalesce(
-        (SELECT f.xact FROM found f WHERE f.xact >= since ORDER BY f.xact DESC LIMIT 1),
+        (SELECT f.xact FROM found f
+          WHERE f.xact >= since AND f.xact < pg_snapshot_xmax(s.now) ORDER BY f.xact DESC LIMIT 1),
         (SELECT l.xact FROM left_over l WHERE l.xact >= since ORDER BY l.xact LIMIT 1)) END) AS xmax
     FROM snapshot s
   ), moved_now AS MATERIALIZED (
