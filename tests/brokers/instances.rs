@@ -331,9 +331,8 @@ async fn a_cut_between_an_instance_and_its_broker_is_detected_and_no_event_is_mi
     server: B,
 ) {
     let proxy = Proxy::start(server.port()).await;
-    let log = |port: u16| B::log_at(port, "cut", Duration::from_millis(300));
-    let near = Instance::start(log(server.port())).await.ready().await;
-    let far = Instance::start(log(proxy.port)).await.ready().await;
+    let near = Instance::start(B::log_at(server.port(), "cut", Duration::from_secs(5))).await.ready().await;
+    let far = Instance::start(B::log_at(proxy.port, "cut", Duration::from_millis(300))).await.ready().await;
     let mut stream = subscribe(far.server.addr, "/events?topic=t").await;
     let mut expected = 0;
     for mode in [Mode::StallsAnswers, Mode::StallsRequests, Mode::Resets, Mode::Delays(Duration::from_millis(30))] {
