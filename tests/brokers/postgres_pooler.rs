@@ -6,6 +6,7 @@ use tower_sse::backplane::{Backplane, NewRecord, Postgres};
 
 use crate::kit::pgbouncer::PgBouncer;
 use crate::kit::postgres::PostgresServer;
+use crate::kit::sockets::open_sockets;
 use crate::kit::{soon, until};
 use crate::{instances, listening, scopes};
 
@@ -74,17 +75,6 @@ async fn a_publish_whose_commit_is_interrupted_behind_a_pooler_has_an_unknown_ou
     assert_eq!(soon(last).await, 1);
 }
 
-/// Returns the number of open connections to a port.
-fn connections_to(port: u16) -> usize {
-    let lines = std::fs::read_to_string("/proc/self/net/tcp").unwrap();
-    let (remote, established) = (format!(":{port:04X}"), "01");
-    let is_open = |line: &&str| {
-        let fields: Vec<&str> = line.split_whitespace().collect();
-        fields[2].ends_with(&remote) && fields[3] == established
-    };
-    lines.lines().filter(is_open).count()
-}
-
 /// The pooler accepts connections, and its server does not answer.
 #[tokio::test]
 async fn requests_without_an_answer_leave_no_connections_at_a_pooler() {
@@ -97,7 +87,7 @@ async fn requests_without_an_answer_leave_no_connections_at_a_pooler() {
     for _ in 0..20 {
         soon(own.append(vec![NewRecord::new("x".into())], None)).await.remove(0).unwrap_err();
     }
-    let count = connections_to(pooler.port);
-    assert!(count <= 8, "{count} connections");
+    let [_, connections] = open_sockets(pooler.port);
+    assert!(connections <= 8, "{connections} connections");
     server.resume();
 }

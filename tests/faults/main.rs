@@ -26,6 +26,7 @@ use tower_sse::{
     Cursor, Disconnect, EndReason, Event, Hub, HubBuilder, Public, Retention, SubscriberItem, Subscription, TopicFilter,
 };
 
+use crate::kit::sockets::open_sockets;
 use crate::kit::{Server, get, http2, reply, resume, skip, soon, subscribe, until};
 
 fn app(hub: &Hub) -> Router {
@@ -373,20 +374,6 @@ async fn a_pipelined_request_is_answered_when_the_stream_has_ended() {
     assert!(second.starts_with("HTTP/1.1 200 OK") && second.ends_with("hello"), "{second}");
 }
 
-/// Returns the number of open sockets of the connections to a server, on both sides. The descriptors
-/// of the process would include those of tests that run at the same time.
-fn open_sockets(port: u16) -> usize {
-    let lines = std::fs::read_to_string("/proc/self/net/tcp").unwrap();
-    let (port, listens) = (format!(":{port:04X}"), "0A");
-    let is_open = |line: &&str| {
-        let fields: Vec<&str> = line.split_whitespace().collect();
-        let [local, remote, state, inode] = [1, 2, 3, 9].map(|index| fields[index]);
-        // A connection whose socket was closed has the inode 0.
-        (local.ends_with(&port) || remote.ends_with(&port)) && state != listens && inode != "0"
-    };
-    lines.lines().skip(1).filter(is_open).count()
-}
-
 #[tokio::test]
 async fn churn_of_connections_leaves_no_state_behind() {
     let hub = Hub::builder().build().unwrap();
@@ -408,11 +395,11 @@ async fn churn_of_connections_leaves_no_state_behind() {
             open.push(bare(&server, &format!("/events?topic=t{n}")).await);
         }
         until(|| hub.stats().connections == 40).await;
-        until(|| open_sockets(server.addr.port()) == 2 * 40).await;
+        until(|| open_sockets(server.addr.port()) == [40, 40]).await;
         drop(open);
         until(|| hub.stats().connections == 0).await;
     }
-    until(|| open_sockets(server.addr.port()) == 0).await;
+    until(|| open_sockets(server.addr.port()) == [0, 0]).await;
     // The writer of taken-over sockets stays.
     let writers = usize::from(kit::takeover());
     until(|| tokio::runtime::Handle::current().metrics().num_alive_tasks() <= tasks + 1 + writers).await;

@@ -21,6 +21,7 @@ pub mod processes;
 pub mod proxy;
 pub mod redis;
 pub mod skip;
+pub mod sockets;
 
 use std::future::Future;
 use std::net::SocketAddr;
