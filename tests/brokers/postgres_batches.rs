@@ -17,8 +17,8 @@ use crate::kit::soon;
 /// The transactions that are open at the same time.
 const CLIENTS: usize = 4;
 
-/// As `append`, with the size of the batch as a parameter. Returns whether the inbox has no more
-/// records.
+/// Moves and appends records like the function `append`, with the size of the batch as a parameter.
+/// Returns whether the inbox has no more records.
 pub const MOVE: &str = "SELECT w.is_complete
   FROM tower_sse.locked_state($1, 1, '{}', '{}', 0, 0, '') s, tower_sse.write(
     $1, s.epoch, s.last, s.bytes, s.moved, $2, $3::bytea[], array_fill(NULL::text, ARRAY[cardinality($3::bytea[])]),

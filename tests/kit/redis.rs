@@ -243,7 +243,7 @@ impl Replicated {
         self.servers.iter().position(|server| address.ends_with(&format!("\n{}", server.port))).unwrap()
     }
 
-    /// Asks the first Sentinel for a failover, and waits until it names another primary.
+    /// Asks the first Sentinel for a failover, and waits until it names another primary than `old`.
     pub async fn fail_over(&self, old: usize) {
         let ask = |command: &[&str]| self.sentinels[0].cli_as(SENTINEL_PASSWORD, command);
         wait_until(|| {
@@ -260,7 +260,7 @@ impl Replicated {
         .await;
     }
 
-    /// Waits until the first Sentinel names another primary.
+    /// Waits until the first Sentinel names another primary than `old`.
     pub async fn wait_for_another_primary(&self, old: usize) {
         wait_until(|| self.primary() != old).await;
     }

@@ -249,9 +249,10 @@ BEGIN
   ), left_over AS MATERIALIZED (
     SELECT c.xact FROM candidates c WHERE NOT EXISTS (SELECT FROM found f WHERE f.row = c.row)
   ), reached AS (
-    -- `xmax` is the last transaction of which this batch takes a record. Of earlier transactions, only
-    -- those of `left_over` and those that are still open have records that are not in the log,
-    -- because the candidates have the order of the transactions.
+    -- `xmax` is the last transaction of which this batch takes a record, or the end of the current
+    -- snapshot if the batch takes all records. Of earlier transactions, only those of `left_over` and
+    -- those that are still open have records that are not in the log, because the candidates have
+    -- the order of the transactions.
     --
     -- The records of a restored dump may have ids that this server has not assigned yet. `xmax` is
     -- not one of these ids. Otherwise new transactions, which have lower ids, would be skipped.
