@@ -23,5 +23,6 @@ fuzz_target!(|input: (&str, &[u8], &[u8])| {
     }
     let hub = tower_sse::Hub::builder().build().unwrap();
     let response = hub.respond(stream_request, tower_sse::Subscription::anonymous()).into_response();
-    assert!(matches!(response.status().as_u16(), 200 | 406));
+    // 204 is the answer to the id of a banned client, which the fuzzer finds at times.
+    assert!(matches!(response.status().as_u16(), 200 | 204 | 406));
 });
