@@ -44,7 +44,7 @@ mod faulty_log;
 mod leaks;
 
 pub use client::{Refused, TestClient, TestEvent};
-pub use contract::check_backplane;
+pub use contract::{check_backplane, check_clustered_backplane};
 pub use faults::{Call, Fault, Faults, Operation};
 pub use faulty_log::{FaultyLog, LogConnection};
 pub use leaks::{assert_forgets_all, assert_freed, assert_no_leaks};

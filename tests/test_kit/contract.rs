@@ -14,7 +14,9 @@ use tower_sse::backplane::{
     Backplane, BackplaneError, Begun, ControlMessage, ControlStream, CurrentValue, JournalAppend, JournalId,
     JournalPage, Journals, LogPosition, LogState, Memory, NewRecord, Range, ReadLimit, Seen, Stored,
 };
-use tower_sse::test_kit::{Call, Fault, FaultyLog, LogConnection, Operation, check_backplane};
+use tower_sse::test_kit::{
+    Call, Fault, FaultyLog, LogConnection, Operation, check_backplane, check_clustered_backplane,
+};
 
 use crate::failure;
 
@@ -25,6 +27,10 @@ struct Logs<L>(Mutex<HashMap<String, L>>);
 impl<L: Clone + Default> Logs<L> {
     fn log(&self, name: &str) -> L {
         self.0.lock().unwrap().entry(name.to_owned()).or_default().clone()
+    }
+
+    fn names(&self) -> Vec<String> {
+        self.0.lock().unwrap().keys().cloned().collect()
     }
 }
 
@@ -106,6 +112,70 @@ async fn a_fault_that_the_contract_forbids_breaks_a_rule() {
         assert!(rules.iter().any(|broken| broken == rule), "{operation:?} {fault:?}: {failure}");
         assert!(failure.contains(text), "{operation:?} {fault:?}: {failure}");
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_interrupted_rule_of_a_cluster_is_checked_again_with_a_new_log() {
+    for (operation, fault, rule) in [
+        (Operation::Values, Fault::Unavailable, "current_values_are_the_newest_of_each_id"),
+        (Operation::BeginJournal, Fault::LoseAnswer, "keys_and_entries_may_have_any_bytes"),
+        (Operation::DeliverRecords, Fault::Unavailable, "a_tail_has_the_stored_and_the_new_records"),
+    ] {
+        let logs = Logs::<FaultyLog>::default();
+        check_clustered_backplane(|name| {
+            let connection = logs.log(name).connect();
+            if [rule, &format!("{rule}_again")].contains(&name) {
+                connection.faults().every(operation, fault);
+            }
+            connection
+        })
+        .await;
+        assert!(logs.names().contains(&format!("{rule}_again_again")), "{rule}");
+    }
+}
+
+/// Each rule calls at least one of these operations.
+fn fail_always(connection: &LogConnection, fault: Fault) {
+    for operation in [Operation::State, Operation::Append, Operation::BeginJournal] {
+        connection.faults().every(operation, fault);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn interrupted_rules_of_a_cluster_are_checked_again_a_limited_number_of_times() {
+    for (fault, repeats) in [(Fault::Unavailable, 12), (Fault::Rejected, 0)] {
+        let logs = Logs::<FaultyLog>::default();
+        let connect = |name: &str| {
+            let connection = logs.log(name).connect();
+            fail_always(&connection, fault);
+            connection
+        };
+        let failure = failure(check_clustered_backplane(connect)).await;
+        assert!(failure.lines().count() > 20, "{failure}");
+        let names = logs.names();
+        assert!(names.iter().all(|name| !name.ends_with("_again_again_again")), "{names:?}");
+        assert_eq!(names.iter().filter(|name| name.ends_with("_again")).count(), repeats, "{names:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn other_failures_are_not_repeated() {
+    let names = Mutex::new(Vec::new());
+    let unrelated = |name: &str| {
+        names.lock().unwrap().push(name.to_owned());
+        Memory::new()
+    };
+    failure(check_clustered_backplane(unrelated)).await;
+    let logs = Logs::<FaultyLog>::default();
+    let unavailable = |name: &str| {
+        let connection = logs.log(name).connect();
+        fail_always(&connection, Fault::Unavailable);
+        connection
+    };
+    failure(check_backplane(unavailable)).await;
+    names.lock().unwrap().extend(logs.names());
+    let names = names.into_inner().unwrap();
+    assert!(names.len() > 40 && names.iter().all(|name| !name.ends_with("_again")), "{names:?}");
 }
 
 #[tokio::test(start_paused = true)]

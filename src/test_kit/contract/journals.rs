@@ -20,7 +20,7 @@ async fn begin(log: &dyn Backplane, key: &str, first: &str) -> Outcome<Begun> {
 async fn begin_new(log: &dyn Backplane, key: &str, first: &str) -> Outcome<JournalId> {
     match begin(log, key, first).await? {
         Begun::New(id) => Ok(id),
-        Begun::Active(id) => Err(format!("a writer could not begin a journal: the journal {id} is active")),
+        Begun::Active(id) => Err(format!("a writer could not begin a journal: the journal {id} is active").into()),
     }
 }
 
@@ -62,7 +62,7 @@ async fn read(log: &dyn Backplane, key: &str, id: Option<JournalId>, after: u64)
 
 /// Returns the current journal of a key, which has to exist.
 async fn current(log: &dyn Backplane, key: &str) -> Outcome<JournalPage> {
-    read(log, key, None, 0).await?.ok_or_else(|| format!("the key {key:?} has no journal"))
+    read(log, key, None, 0).await?.ok_or_else(|| format!("the key {key:?} has no journal").into())
 }
 
 /// Returns the entries of the current journal of a key, or an empty list without a journal.
@@ -92,7 +92,8 @@ async fn forgotten(log: &dyn Backplane) -> Outcome {
         }
         Ok(())
     };
-    timeout(LIMIT, forgotten).await.unwrap_or_else(|_| Err(format!("the journal is not forgotten within {LIMIT:?}")))
+    let late = || format!("the journal is not forgotten within {LIMIT:?}").into();
+    timeout(LIMIT, forgotten).await.unwrap_or_else(|_| Err(late()))
 }
 
 /// Eight writers begin a journal of one key at once. Returns the id of the journal.
@@ -229,7 +230,7 @@ pub(super) async fn a_journal_is_read_in_pages_of_limited_size(logs: &Logs<'_>) 
         while all.len() < 40 {
             let after = all.len() as u64;
             let page = call(log.read_journal(KEY, Some(id), after, max_bytes)).await?;
-            let Some(page) = page else { return Err(format!("no page after entry {after}")) };
+            let Some(page) = page else { return Err(format!("no page after entry {after}").into()) };
             ensure_eq!((page.id, page.last, page.is_closed), (id, 40, false), "the head of a page");
             let count = page.entries.len();
             ensure!((1..=most).contains(&count), "a page of at most {max_bytes} bytes has {count} entries");

@@ -8,7 +8,8 @@ use futures::future::try_join_all;
 use tokio::time::{Instant, sleep};
 
 use super::rule::{
-    LIMIT, Logs, Outcome, PAUSE, append, append_one, call, ensure, ensure_eq, is_pending, next, record, text, value,
+    Breach, LIMIT, Logs, Outcome, PAUSE, append, append_one, call, ensure, ensure_eq, is_pending, next, record, text,
+    value,
 };
 use crate::backplane::{Backplane, ControlStream, LogPosition, LogState, Range, ReadLimit, Stored};
 
@@ -54,7 +55,7 @@ pub(super) async fn writers_and_readers_see_the_same_order(logs: &Logs<'_>) -> O
                 mine.push((append_one(&**log, record(&text), None).await?.sequence, text));
             }
             ensure!(mine.is_sorted_by_key(|(number, _)| *number), "one writer's records are out of order: {mine:?}");
-            Ok::<_, String>(mine)
+            Ok::<_, Breach>(mine)
         }
     };
     let mut written = try_join_all((0..8).map(writer)).await?.concat();

@@ -1,7 +1,7 @@
 //! The contract of adapters, as a suite of rules that runs against any adapter.
 //!
 //! `log.rs`, `control.rs` and `journals.rs` have the rules. A rule is an async function that
-//! returns the text of the first breach. `rule.rs` has their helpers.
+//! returns the first breach. `rule.rs` has their helpers.
 
 #![allow(clippy::panic, reason = "a broken rule panics, as a failed assertion does")]
 
@@ -10,17 +10,26 @@ mod journals;
 mod log;
 mod rule;
 
+use std::cell::Cell;
 use std::fmt::Write;
+use std::time::Duration;
 
 use futures::future::{FutureExt, LocalBoxFuture};
 use futures::stream::{self, StreamExt};
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
 use self::rule::{Logs, Outcome, RULE_LIMIT};
 use crate::backplane::Backplane;
 
 /// The number of rules that are checked at once. A rule mostly waits for the broker.
 const SIMULTANEOUS: usize = 4;
+/// The maximum number of repeats of one interrupted rule.
+const MAX_REPEATS_OF_RULE: usize = 2;
+/// The maximum number of repeats of all rules together. A broker that causes more of them does not
+/// work.
+const MAX_REPEATS: usize = 12;
+/// The pause before an interrupted rule is checked again. Elections of a leader take some seconds.
+const REPEAT_PAUSE: Duration = Duration::from_secs(5);
 
 type Check = for<'a> fn(&'a Logs<'a>) -> LocalBoxFuture<'a, Outcome>;
 
@@ -78,7 +87,9 @@ fn rules() -> [(&'static str, Check); 31] {
 /// name is a text of lower case letters and underscores.
 ///
 /// The check is for an adapter in development: the broker runs, and nothing interrupts it. It takes
-/// a few seconds. With tokio's paused clock, use it only for an adapter without a network.
+/// a few seconds. With tokio's paused clock, use it only for an adapter without a network. For a
+/// broker of several servers, which may elect a leader during the check, use
+/// [`check_clustered_backplane`].
 ///
 /// ```
 /// # #[tokio::main(flavor = "current_thread", start_paused = true)] async fn main() {
@@ -98,19 +109,72 @@ fn rules() -> [(&'static str, Check); 31] {
 /// with the expected and the actual result. A call or a stream that does not answer within 20 s
 /// breaks its rule, and so does a rule that takes longer than 60 s.
 pub async fn check_backplane<B: Backplane>(connect: impl Fn(&str) -> B) {
+    check(connect, 0).await;
+}
+
+/// Checks an adapter as [`check_backplane`] does, with a broker that may be unavailable for a
+/// moment, for example while the servers of a cluster elect a leader.
+///
+/// If a call or a stream fails with an error that is not a
+/// [rejection](crate::backplane::BackplaneError::is_rejected), the check waits for 5 s and then
+/// checks the rule again, with a log of a new name. It does so at most twice for one rule, and 12
+/// times in total. A call that does not return within 20 s is not such an error, so the time limits
+/// of the adapter have to be shorter.
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread", start_paused = true)] async fn main() {
+/// use std::collections::HashMap;
+/// use std::sync::Mutex;
+/// use tower_sse::backplane::Memory;
+/// use tower_sse::test_kit::check_clustered_backplane;
+///
+/// let logs = Mutex::new(HashMap::<String, Memory>::new());
+/// let connect = |name: &str| logs.lock().unwrap().entry(name.to_owned()).or_default().clone();
+/// check_clustered_backplane(connect).await;
+/// # }
+/// ```
+///
+/// # Panics
+///
+/// Panics as [`check_backplane`] does. A rule that fails at its last check is broken, also if its
+/// failure is an interruption.
+pub async fn check_clustered_backplane<B: Backplane>(connect: impl Fn(&str) -> B) {
+    check(connect, MAX_REPEATS).await;
+}
+
+async fn check<B: Backplane>(connect: impl Fn(&str) -> B, max_repeats: usize) {
     let connect = |name: &str| -> Box<dyn Backplane> { Box::new(connect(name)) };
     let (mut broken, mut report) = (0, String::new());
-    let connect: &dyn Fn(&str) -> Box<dyn Backplane> = &connect;
-    let outcomes = stream::iter(rules()).map(|(name, check)| async move {
-        let logs = Logs::new(name, connect);
-        let checked = timeout(RULE_LIMIT, check(&logs)).await;
-        (name, checked.unwrap_or_else(|_| Err(format!("the rule takes longer than {RULE_LIMIT:?}"))))
-    });
+    let repeats = Cell::new(max_repeats);
+    let outcomes =
+        stream::iter(rules()).map(async |(name, check)| (name, outcome(name, check, &connect, &repeats).await));
     for (name, outcome) in outcomes.buffered(SIMULTANEOUS).collect::<Vec<_>>().await {
         if let Err(breach) = outcome {
             broken += 1;
-            let _ = write!(report, "\n  {name}: {breach}");
+            let _ = write!(report, "\n  {name}: {}", breach.text);
         }
     }
     assert!(broken == 0, "the adapter breaks the contract. Broken rules: {broken}{report}");
+}
+
+/// Checks a rule. If it is interrupted and repeats are left, checks it again with a new log.
+async fn outcome(
+    name: &str,
+    check: Check,
+    connect: &dyn Fn(&str) -> Box<dyn Backplane>,
+    repeats: &Cell<usize>,
+) -> Outcome {
+    let mut repeat = 0;
+    loop {
+        let logs = Logs::new(name.to_owned() + &"_again".repeat(repeat), connect);
+        let checked = timeout(RULE_LIMIT, check(&logs)).await;
+        let outcome = checked.unwrap_or_else(|_| Err(format!("the rule takes longer than {RULE_LIMIT:?}").into()));
+        let is_interrupted = outcome.as_ref().is_err_and(|breach| breach.is_interruption);
+        if !is_interrupted || repeat == MAX_REPEATS_OF_RULE || repeats.get() == 0 {
+            return outcome;
+        }
+        repeat += 1;
+        repeats.set(repeats.get() - 1);
+        sleep(REPEAT_PAUSE).await;
+    }
 }

@@ -1,5 +1,5 @@
 //! Helpers for the rules of the contract: connections to the log of a rule, and calls with a time
-//! limit that return the text of a breach.
+//! limit that return a breach.
 
 use std::time::Duration;
 
@@ -8,10 +8,36 @@ use futures::future::FutureExt;
 use futures::stream::{BoxStream, StreamExt};
 use tokio::time::timeout;
 
-use crate::backplane::{Answer, Backplane, LogPosition, NewRecord, Seen, Value};
+use crate::backplane::{Answer, Backplane, BackplaneError, LogPosition, NewRecord, Seen, Value};
 
-/// The result of a rule, or the text of its breach.
-pub(super) type Outcome<T = ()> = Result<T, String>;
+/// The result of a rule, or its breach.
+pub(super) type Outcome<T = ()> = Result<T, Breach>;
+
+/// The failure of a rule.
+pub(super) struct Breach {
+    pub(super) text: String,
+    /// Whether the broker was unavailable or did not confirm a request. Such a failure does not
+    /// show that the adapter breaks the rule.
+    pub(super) is_interruption: bool,
+}
+
+impl From<String> for Breach {
+    fn from(text: String) -> Self {
+        Self { text, is_interruption: false }
+    }
+}
+
+impl From<&str> for Breach {
+    fn from(text: &str) -> Self {
+        text.to_owned().into()
+    }
+}
+
+impl Breach {
+    fn failed(what: &str, error: &BackplaneError) -> Self {
+        Self { text: format!("{what}: {error}"), is_interruption: !error.is_rejected() }
+    }
+}
 
 /// The time limit of each call, far above the expected time.
 pub(super) const LIMIT: Duration = Duration::from_secs(20);
@@ -20,22 +46,23 @@ pub(super) const RULE_LIMIT: Duration = Duration::from_secs(60);
 /// The pause before a rule tries again.
 pub(super) const PAUSE: Duration = Duration::from_millis(20);
 
-/// Returns the text of a breach unless the condition holds.
+/// Returns a breach unless the condition holds.
 macro_rules! ensure {
     ($holds:expr, $($breach:tt)+) => {
         if !$holds {
-            return Err(format!($($breach)+));
+            return Err(format!($($breach)+).into());
         }
     };
 }
 
-/// Returns the text of a breach unless the two are equal. The text says what is compared.
+/// Returns a breach unless the two are equal. The text says what is compared.
 macro_rules! ensure_eq {
     ($found:expr, $expected:expr, $($what:tt)+) => {
         match (&$found, &$expected) {
             (found, expected) if *found == *expected => {}
             (found, expected) => {
-                return Err(format!("{}: expected {expected:?}, but found {found:?}", format_args!($($what)+)));
+                let what = format_args!($($what)+);
+                return Err(format!("{what}: expected {expected:?}, but found {found:?}").into());
             }
         }
     };
@@ -45,17 +72,17 @@ pub(super) use {ensure, ensure_eq};
 
 /// The log of one rule, to which the rule opens connections.
 pub(super) struct Logs<'a> {
-    name: &'static str,
+    name: String,
     connect: &'a dyn Fn(&str) -> Box<dyn Backplane>,
 }
 
 impl<'a> Logs<'a> {
-    pub(super) fn new(name: &'static str, connect: &'a dyn Fn(&str) -> Box<dyn Backplane>) -> Self {
+    pub(super) fn new(name: String, connect: &'a dyn Fn(&str) -> Box<dyn Backplane>) -> Self {
         Self { name, connect }
     }
 
     pub(super) fn connect(&self) -> Box<dyn Backplane> {
-        (self.connect)(self.name)
+        (self.connect)(&self.name)
     }
 }
 
@@ -63,8 +90,8 @@ impl<'a> Logs<'a> {
 pub(super) async fn call<T>(call: impl Future<Output = Answer<T>>) -> Outcome<T> {
     match timeout(LIMIT, call).await {
         Ok(Ok(done)) => Ok(done),
-        Ok(Err(error)) => Err(format!("a call failed: {error}")),
-        Err(_) => Err(format!("a call did not return within {LIMIT:?}")),
+        Ok(Err(error)) => Err(Breach::failed("a call failed", &error)),
+        Err(_) => Err(format!("a call did not return within {LIMIT:?}").into()),
     }
 }
 
@@ -72,9 +99,9 @@ pub(super) async fn call<T>(call: impl Future<Output = Answer<T>>) -> Outcome<T>
 pub(super) async fn next<T>(stream: &mut BoxStream<'static, Answer<T>>) -> Outcome<T> {
     match timeout(LIMIT, stream.next()).await {
         Ok(Some(Ok(item))) => Ok(item),
-        Ok(Some(Err(error))) => Err(format!("a stream ended with an error: {error}")),
+        Ok(Some(Err(error))) => Err(Breach::failed("a stream ended with an error", &error)),
         Ok(None) => Err("a stream ended without an error".into()),
-        Err(_) => Err(format!("a stream yielded nothing within {LIMIT:?}")),
+        Err(_) => Err(format!("a stream yielded nothing within {LIMIT:?}").into()),
     }
 }
 
