@@ -16,7 +16,7 @@ use tower_sse::backplane::{
 };
 use tower_sse::test_kit::check_backplane;
 
-use crate::kit::broker::{Broker, InMemory, range};
+use crate::kit::broker::{Broker, InMemory, REQUEST_LIMIT, range};
 use crate::kit::certificate::Certificate;
 use crate::kit::{PATIENCE, soon};
 use crate::nats_server::NatsServer;
@@ -449,6 +449,7 @@ async fn adapter_keeps_the_contract_with_the_documented_permissions() {
     let configuration = format!("authorization {{ users = [ {} ] }}\n", permissions.user("deploy"));
     let Some(server) = NatsServer::start_configured(&configuration) else { return };
     let url = server.url().replace("nats://", "nats://deploy:deploy@");
-    check_backplane(|name| Nats::new(&url, name).unwrap().inbox_prefix(setup.prefix()).unwrap()).await;
+    let log = |name: &str| Nats::new(&url, name).unwrap().inbox_prefix(setup.prefix()).unwrap();
+    check_backplane(|name| log(name).timeout(REQUEST_LIMIT)).await;
     assert!(!server.log().contains("Violation"), "{}", server.log());
 }

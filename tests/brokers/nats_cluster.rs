@@ -10,12 +10,14 @@ use std::time::Duration;
 use fastrand::Rng;
 use tokio::time::sleep;
 use tower_sse::backplane::{Backplane, LogPosition, LogState, Nats, NewRecord};
-use tower_sse::test_kit::check_backplane;
+use tower_sse::test_kit::check_clustered_backplane;
 use tower_sse::{Cursor, Event, Hub, Subscriber, SubscriberItem, Subscription};
 
 use crate::instances::builder;
+use crate::kit::broker::REQUEST_LIMIT;
+use crate::kit::failover::{soon, until};
 use crate::kit::nats_cluster::NatsCluster;
-use crate::kit::{soon, until};
+use crate::kit::processes::FAILOVER_PATIENCE;
 use crate::ledger::Loss;
 use crate::nats_access::use_everything;
 use crate::proxy::{Mode, Proxy};
@@ -56,7 +58,7 @@ async fn every_stream_gets_the_required_replicas_and_keeps_them() {
         }
         replicas.iter().map(|info| info["config"]["num_replicas"].as_u64().unwrap()).collect::<Vec<_>>()
     };
-    let one = Nats::new(&cluster.url(), "r").unwrap();
+    let one = Nats::new(&cluster.url(), "r").unwrap().timeout(REQUEST_LIMIT);
     let position = append(&one, ["1".to_owned()]).await[0];
     assert_eq!(replicas().await, [1; 7]);
     let three = Nats::new(&cluster.url(), "r").unwrap().replicas(3).unwrap();
@@ -71,12 +73,14 @@ async fn every_stream_gets_the_required_replicas_and_keeps_them() {
     assert_eq!(replicas().await, [3; 7]);
 }
 
-/// Creates 203 streams with three replicas, which takes one or two minutes.
+/// Creates 217 streams with three replicas, which takes one or two minutes.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn adapter_of_a_cluster_keeps_the_contract() {
     let Some(cluster) = NatsCluster::start().await else { return };
     let url = cluster.url();
-    check_backplane(|name| Nats::new(&url, name).unwrap().replicas(3).unwrap()).await;
+    // The adapter needs up to four times its time limit to open a log.
+    let limit = Duration::from_secs(4);
+    check_clustered_backplane(|name| Nats::new(&url, name).unwrap().replicas(3).unwrap().timeout(limit)).await;
 }
 
 /// The faults of three servers. Never more than one server is away.
@@ -92,6 +96,7 @@ impl TestBroker for Cluster {
     const PACE: Duration = Duration::from_millis(3);
     /// Publishing fails while the servers elect a leader, which takes some seconds.
     const EXPECTED: usize = 200;
+    const PATIENCE: Duration = FAILOVER_PATIENCE;
 
     fn log(&self, _: usize) -> Nats {
         Nats::new(&self.cluster.url(), "n").unwrap().replicas(3).unwrap().timeout(Duration::from_secs(1))
@@ -115,8 +120,7 @@ impl TestBroker for Cluster {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn kills_of_each_server_under_load_lose_no_acknowledged_event_and_cause_no_gap() {
     let Some(cluster) = NatsCluster::start().await else { return };
-    let setup = Nats::new(&cluster.url(), "n").unwrap().replicas(3).unwrap();
-    soon(setup.state(None)).await.unwrap();
+    available_state(&Nats::new(&cluster.url(), "n").unwrap().replicas(3).unwrap(), None).await;
     soak(Cluster { cluster, kills: [0; 3] }, seed("three NATS servers"), seconds(15), Loss::Never).await;
 }
 
@@ -125,7 +129,7 @@ async fn kills_of_each_server_under_load_lose_no_acknowledged_event_and_cause_no
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_leader_that_is_cut_off_proves_no_loss_and_its_clients_miss_nothing_afterwards() {
     let Some(cluster) = NatsCluster::start().await else { return };
-    let log = Nats::new(&cluster.url(), "n").unwrap().replicas(3).unwrap();
+    let log = Nats::new(&cluster.url(), "n").unwrap().replicas(3).unwrap().timeout(REQUEST_LIMIT);
     let first = append(&log, (0..50).map(|n| n.to_string())).await[49];
     let leader = cluster.leader(LOG).await;
     let other = (leader + 1) % 3;

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use tower_sse::backplane::{Backplane, NewRecord, Postgres};
 
+use crate::kit::broker::REQUEST_LIMIT;
 use crate::kit::pgbouncer::PgBouncer;
 use crate::kit::postgres::PostgresServer;
 use crate::kit::sockets::open_sockets;
@@ -24,6 +25,7 @@ fn listening(pooler: &PgBouncer, server: &PostgresServer, name: &str) -> Postgre
 }
 
 async fn instances_work_together(log: impl Fn(&str) -> Postgres) {
+    let log = |name: &str| log(name).timeout(REQUEST_LIMIT);
     instances::each_instance_delivers_the_events_of_the_other(log("events")).await;
     listening::presence_is_the_same_on_every_instance(log("presence")).await;
     listening::a_disconnect_reaches_every_instance(log("disconnects")).await;

@@ -12,7 +12,7 @@ use tower_sse::test_kit::check_backplane;
 use tower_sse::{Cursor, Disconnect, Event, Hub, SubscriberItem, Subscription};
 
 use crate::instances::builder;
-use crate::kit::broker::range;
+use crate::kit::broker::{REQUEST_LIMIT, range};
 use crate::kit::{soon, until};
 use crate::redis_server::{FORGETFUL, RedisCluster, RedisServer};
 
@@ -21,7 +21,7 @@ async fn adapter_of_a_cluster_keeps_the_contract() {
     let Some(cluster) = RedisCluster::start().await else { return };
     let urls = cluster.create_documented_user();
     // Most namespaces of the contract are in slots of the other servers.
-    check_backplane(|name| Redis::cluster([&*urls[0]], name).unwrap()).await;
+    check_backplane(|name| Redis::cluster([&*urls[0]], name).unwrap().timeout(REQUEST_LIMIT)).await;
 }
 
 async fn start(log: Redis) -> Hub {

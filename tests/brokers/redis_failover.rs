@@ -7,7 +7,7 @@ use tower_sse::backplane::Redis;
 use tower_sse::{Event, Publisher};
 
 use crate::instances::builder;
-use crate::kit::{soon, until};
+use crate::kit::failover::{soon, until};
 use crate::proxy::{Mode, Proxy};
 use crate::redis_server::RedisCluster;
 use crate::rolled_back::{gaps_before, open, read_events};

@@ -7,7 +7,8 @@ use tower_sse::test_kit::check_backplane;
 use tower_sse::{Cursor, Event, Hub, Publisher, SubscriberItem, Subscription};
 
 use crate::instances::builder;
-use crate::kit::{soon, until};
+use crate::kit::broker::REQUEST_LIMIT;
+use crate::kit::failover::{soon, until};
 use crate::redis_server::{FORGETFUL, PASSWORD, RedisServer, Replicated, SENTINEL_PASSWORD};
 
 fn servers() -> String {
@@ -27,7 +28,8 @@ async fn publish(worker: &Publisher, text: String) {
 async fn a_log_of_sentinel_keeps_the_contract_and_a_planned_failover_causes_no_gap() {
     let Some(redis) = Replicated::start().await else { return };
     let (user, sentinels) = redis.create_documented_users();
-    check_backplane(|name| Redis::sentinel(sentinels.clone(), "main", &*user, name).unwrap()).await;
+    let log = |name: &str| Redis::sentinel(sentinels.clone(), "main", &*user, name).unwrap();
+    check_backplane(|name| log(name).timeout(REQUEST_LIMIT)).await;
 
     let log = || Redis::sentinel(sentinels.clone(), "main", &*user, "n").unwrap().acknowledged_by(2);
     let hub: Hub = builder().probe_interval(Duration::from_millis(200)).backplane(log()).build().unwrap();

@@ -21,7 +21,8 @@ use tower_sse::{
 
 use crate::faulty::Faulty;
 use crate::kit::broker::{self, BrokerServer, for_each_broker, range};
-use crate::kit::{soon, until};
+use crate::kit::processes::FAILOVER_PATIENCE;
+use crate::kit::{self, eventually, soon, until, within};
 use crate::ledger::{Epoch, Ledger, Loss, Totals, Written, place};
 use crate::proxy::{Mode, Proxy};
 use crate::redis_server::{PASSWORD, Replicated};
@@ -99,6 +100,8 @@ pub trait TestBroker {
     const PACE: Duration;
     /// The number of acknowledged events below which a run tests too little.
     const EXPECTED: usize = 500;
+    /// The time limit of every wait.
+    const PATIENCE: Duration = kit::PATIENCE;
 
     fn log(&self, instance: usize) -> Self::Log;
     /// Injects one fault, and returns when it is over. Returns whether all records were lost, and
@@ -192,6 +195,7 @@ impl TestBroker for FailingOver {
     /// After a new epoch every client reads the whole log again, so the log is short.
     const PACE: Duration = Duration::from_millis(60);
     const EXPECTED: usize = 10;
+    const PATIENCE: Duration = FAILOVER_PATIENCE;
 
     fn log(&self, _: usize) -> Redis {
         let servers = format!("redis://:{PASSWORD}@any");
@@ -226,6 +230,8 @@ struct Fleet {
     /// The current epoch of each client.
     epochs: [AtomicU64; CLIENTS.len()],
     loss: Loss,
+    /// The time limit of every wait.
+    patience: Duration,
     gaps: Mutex<BTreeMap<String, usize>>,
 }
 
@@ -364,7 +370,7 @@ impl Client {
             // receive the gap again.
             let next = match self.gap {
                 None => tokio::time::timeout_at(until, stream.next()).await,
-                Some(_) => Ok(soon(stream.next()).await),
+                Some(_) => Ok(within(self.fleet.patience, stream.next()).await),
             };
             let Ok(Some(item)) = next else { return false };
             match item {
@@ -417,7 +423,7 @@ impl Client {
 pub async fn soak<G: TestBroker>(mut broker: G, seed: u64, time: Duration, loss: Loss) {
     let mut random = Rng::with_seed(seed);
     let hubs: Vec<Hub> = (0..INSTANCES).map(|n| instance(broker.log(n))).collect();
-    until(|| hubs.iter().all(Hub::is_ready)).await;
+    within(G::PATIENCE, eventually(|| hubs.iter().all(Hub::is_ready))).await;
     let begin = hubs[0].position();
     let mut hubs = hubs.into_iter().map(Mutex::new);
     let fleet = Arc::new(Fleet {
@@ -425,6 +431,7 @@ pub async fn soak<G: TestBroker>(mut broker: G, seed: u64, time: Duration, loss:
         over: AtomicBool::new(false),
         epochs: std::array::from_fn(|_| AtomicU64::new(place(begin).0)),
         loss,
+        patience: G::PATIENCE,
         gaps: Mutex::default(),
     });
     let clients: Vec<_> = (0..CLIENTS.len())
@@ -461,18 +468,18 @@ pub async fn soak<G: TestBroker>(mut broker: G, seed: u64, time: Duration, loss:
         if loses {
             losses += 1;
             // Wait for every client, so that two losses do not become one gap.
-            until(|| fleet.are_past(epoch) || has_failed()).await;
+            within(G::PATIENCE, eventually(|| fleet.are_past(epoch) || has_failed())).await;
         } else if loss == Loss::Newest {
-            until(|| fleet.are_together() || has_failed()).await;
+            within(G::PATIENCE, eventually(|| fleet.are_together() || has_failed())).await;
         }
     }
     fleet.over.store(true, Ordering::SeqCst);
     let mut written = Vec::new();
     for publisher in publishers {
-        written.push(soon(publisher).await.unwrap());
+        written.push(within(G::PATIENCE, publisher).await.unwrap());
     }
     let end = || async { fleet.hub(0).everyone().publish(Event::unnamed(END)).await };
-    soon(async {
+    within(G::PATIENCE, async {
         while end().await.is_err() {
             sleep(Duration::from_millis(1)).await;
         }
@@ -480,7 +487,7 @@ pub async fn soak<G: TestBroker>(mut broker: G, seed: u64, time: Duration, loss:
     .await;
     let mut ended = Vec::new();
     for client in clients {
-        ended.push(soon(client).await.unwrap());
+        ended.push(within(G::PATIENCE, client).await.unwrap());
     }
     let histories: Vec<&[Epoch]> = ended.iter().map(|client| &client.history[..]).collect();
     let last = histories[0].last().unwrap().epoch;

@@ -73,11 +73,15 @@ pub fn nats(durable: bool) -> Option<NatsBroker> {
     Some(NatsBroker { server: NatsServer::start()?, durable })
 }
 
+/// The time limit of a request to a broker that runs. The default of the adapters is too short if
+/// the machine stalls.
+pub const REQUEST_LIMIT: Duration = Duration::from_secs(10);
+
 /// A broker that serves one test.
 pub trait Broker {
     type Log: Backplane + Clone;
 
-    /// Returns the log of a namespace.
+    /// Returns the log of a namespace. Its requests have the time limit [`REQUEST_LIMIT`].
     fn log(&self, namespace: &str) -> Self::Log;
 }
 
@@ -114,7 +118,7 @@ impl Broker for RedisServer {
     type Log = Redis;
 
     fn log(&self, namespace: &str) -> Redis {
-        Redis::new(&self.url(), namespace).unwrap()
+        Redis::new(&self.url(), namespace).unwrap().timeout(REQUEST_LIMIT)
     }
 }
 
@@ -160,7 +164,7 @@ impl Broker for NatsBroker {
     type Log = Nats;
 
     fn log(&self, namespace: &str) -> Nats {
-        Nats::new(&self.server.url(), namespace).unwrap()
+        Nats::new(&self.server.url(), namespace).unwrap().timeout(REQUEST_LIMIT)
     }
 }
 
@@ -208,7 +212,7 @@ impl Broker for PostgresServer {
     type Log = Postgres;
 
     fn log(&self, namespace: &str) -> Postgres {
-        Postgres::new(&self.url(), namespace).unwrap()
+        Postgres::new(&self.url(), namespace).unwrap().timeout(REQUEST_LIMIT)
     }
 }
 

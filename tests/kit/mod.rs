@@ -10,6 +10,7 @@ pub mod access;
 pub mod broker;
 pub mod certificate;
 pub mod example;
+pub mod failover;
 pub mod nats;
 pub mod nats_cluster;
 pub mod page;
@@ -42,15 +43,21 @@ use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 use tower_sse::Hub;
 
-/// The time limit of every wait, far above the expected time.
+/// The time limit of every wait that needs no failover, far above the expected time.
 pub const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Waits for a future, and panics with the place of the caller after [`PATIENCE`].
 #[track_caller]
 pub fn soon<F: Future>(future: F) -> impl Future<Output = F::Output> {
+    within(PATIENCE, future)
+}
+
+/// Waits for a future, and panics with the place of the caller after `limit`.
+#[track_caller]
+pub fn within<F: Future>(limit: Duration, future: F) -> impl Future<Output = F::Output> {
     let caller = std::panic::Location::caller();
     async move {
-        match tokio::time::timeout(PATIENCE, future).await {
+        match tokio::time::timeout(limit, future).await {
             Ok(output) => output,
             Err(_) => panic!("waited too long at {caller}"),
         }
@@ -60,12 +67,15 @@ pub fn soon<F: Future>(future: F) -> impl Future<Output = F::Output> {
 /// Polls a condition every millisecond until it holds, for state that cannot be awaited, such as a
 /// counter of the hub.
 #[track_caller]
-pub fn until(mut holds: impl FnMut() -> bool) -> impl Future<Output = ()> {
-    soon(async move {
-        while !holds() {
-            tokio::time::sleep(Duration::from_millis(1)).await;
-        }
-    })
+pub fn until(holds: impl FnMut() -> bool) -> impl Future<Output = ()> {
+    soon(eventually(holds))
+}
+
+/// Polls a condition as [`until`], without a time limit.
+pub async fn eventually(mut holds: impl FnMut() -> bool) {
+    while !holds() {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
 }
 
 /// Whether the hub takes over the sockets of servers. `tests/run` runs the suites that use sockets

@@ -7,9 +7,9 @@ use std::net::{Ipv4Addr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use super::processes::wait_until_ready;
+use super::processes::{PATIENCE, wait_until_ready};
 use super::{port, skip};
 
 pub struct NatsServer {
@@ -162,7 +162,7 @@ impl NatsServer {
     pub async fn wait_until_copied(&self, namespace: &str, count: u64) {
         let begun = Instant::now();
         while self.api(&format!("STREAM.INFO.tower-sse-values_{namespace}"), "").await["state"]["last_seq"] != count {
-            assert!(begun.elapsed() < Duration::from_secs(20), "the values have not been copied");
+            assert!(begun.elapsed() < PATIENCE, "the values have not been copied");
         }
     }
 }

@@ -4,9 +4,10 @@
 
 use std::time::Duration;
 
+use super::failover::soon;
 use super::nats::{NatsServer, is_installed, program};
+use super::port;
 use super::proxy::{Mode, Proxy};
-use super::{port, soon};
 
 /// The minimum version of the servers of a cluster.
 const CLUSTER_VERSION: [u64; 3] = [2, 12, 2];

@@ -9,6 +9,7 @@ use tokio_postgres::{Client, GenericClient, NoTls};
 use tower_sse::backplane::Postgres;
 use tower_sse::{PublishError, Subscriber};
 
+use super::broker::Broker;
 use super::postgres::PostgresServer;
 use super::soon;
 
@@ -25,7 +26,7 @@ pub async fn connect_to(url: &str) -> Client {
 
 /// Returns the log of the namespace `n`.
 pub fn log(server: &PostgresServer) -> Postgres {
-    Postgres::new(&server.url(), "n").unwrap()
+    Broker::log(server, "n")
 }
 
 /// Publishes an unnamed event to the topic `t`, in the transaction of the client.

@@ -12,6 +12,9 @@ use std::time::{Duration, Instant};
 
 /// The time limit for a change of state of a process.
 pub const PATIENCE: Duration = Duration::from_secs(30);
+/// The time limit for a failover. The servers of a busy machine may need several elections, and one
+/// election of NATS takes up to 9 s.
+pub const FAILOVER_PATIENCE: Duration = Duration::from_secs(90);
 
 /// Returns a command that runs in a folder. If root runs the tests, the command does not run as
 /// root.

@@ -10,7 +10,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-use super::processes::{holds_within, wait_until_ready};
+use super::processes::{FAILOVER_PATIENCE, holds_within, wait_until_ready};
 use super::{port, skip};
 
 pub struct RedisServer {
@@ -159,8 +159,7 @@ fn answers(port: u16) -> bool {
 }
 
 async fn wait_until(holds: impl FnMut() -> bool) {
-    // The servers of a busy machine need more than one attempt for a failover.
-    assert!(holds_within(Duration::from_secs(90), holds).await, "the servers are not in sync");
+    assert!(holds_within(FAILOVER_PATIENCE, holds).await, "the servers are not in sync");
 }
 
 /// A primary with two replicas, and three Sentinels that call the primary `main`.
@@ -269,7 +268,7 @@ impl Replicated {
     /// connected to it.
     pub async fn wait_until_connected(&self) {
         let mut seen = String::new();
-        let agree = holds_within(Duration::from_secs(20), || {
+        let agree = holds_within(FAILOVER_PATIENCE, || {
             let primary = &self.servers[self.primary()];
             let port = primary.port.to_string();
             let expected = [["port", &*port], ["flags", "master"], ["num-slaves", "2"], ["num-other-sentinels", "2"]];
