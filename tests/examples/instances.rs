@@ -9,6 +9,7 @@ use http::Request;
 use serde_json::Value;
 
 use crate::kit::certificate::Certificate;
+use crate::kit::postgres::PostgresServer;
 use crate::kit::{Events, get, resume, send, soon, subscribe};
 use crate::nats_server::NatsServer;
 use crate::process::{Process, start_in, start_with};
@@ -25,8 +26,11 @@ pub async fn ready(addr: SocketAddr) {
 }
 
 async fn start(server: &RedisServer, namespace: &str) -> (Process, SocketAddr) {
-    let url = server.url();
-    let args = ["--listen", "127.0.0.1:0", "--backplane", &url, "--namespace", namespace, "--replay-events", "100000"];
+    start_on(&server.url(), namespace).await
+}
+
+async fn start_on(url: &str, namespace: &str) -> (Process, SocketAddr) {
+    let args = ["--listen", "127.0.0.1:0", "--backplane", url, "--namespace", namespace, "--replay-events", "100000"];
     let (process, addr) = start_with(args.map(str::to_owned).to_vec()).await;
     ready(addr).await;
     (process, addr)
@@ -111,6 +115,24 @@ async fn instance_without_its_broker_is_healthy_but_not_ready() {
     assert_eq!(events.next_own().await.data, "1");
     let stats: Value = serde_json::from_str(&get(addr, "/stats").await.text().await).unwrap();
     assert_eq!(stats["gaps"]["epoch"], 0);
+}
+
+/// A service in any language publishes in a transaction, and the hub delivers the event.
+#[tokio::test]
+async fn events_of_transactions_in_postgres_arrive_at_both_instances() {
+    let Some(server) = PostgresServer::start(&[]) else { return };
+    let (_one, at_one) = start_on(&server.url(), "n").await;
+    let (_two, at_two) = start_on(&server.url(), "n").await;
+    let mut pages = [subscribe(at_one, "/events?topic=t").await, subscribe(at_two, "/events?topic=t").await];
+    let publish = "SELECT tower_sse.publish('n', topic => 't', data => '";
+    server.psql(&format!("BEGIN; {publish}rolled back'); ROLLBACK; BEGIN; {publish}0'); COMMIT"));
+    for page in &mut pages {
+        numbers(page, 0..1).await;
+    }
+    assert_eq!(post(at_one, 1).await, 202);
+    for page in &mut pages {
+        numbers(page, 1..2).await;
+    }
 }
 
 /// Asserts that an instance connects to the broker only if the environment trusts its certificate.

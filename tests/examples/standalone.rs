@@ -554,9 +554,14 @@ fn command_line_is_parsed_as_documented() {
     assert!(options("--help --unknown").help);
     assert!(!format!("{all:?}").contains("a=b"), "`Debug` contains the token");
     assert!(defaults.shared.is_none());
-    for args in ["--backplane redis://ada:s3cret@h:1", "--namespace n --backplane=rediss://ada:s3cret@h/2"] {
+    for (args, adapter) in [
+        ("--backplane redis://ada:s3cret@h:1", "Redis"),
+        ("--namespace n --backplane=rediss://ada:s3cret@h/2", "Redis"),
+        ("--backplane tls://ada:s3cret@h", "Nats"),
+        ("--backplane postgres://ada:s3cret@h/d", "Postgres"),
+    ] {
         let shared = format!("{:?}", options(args));
-        assert!(shared.contains("Redis") && !shared.contains("s3cret"), "{shared}");
+        assert!(shared.contains(adapter) && !shared.contains("s3cret"), "{shared}");
     }
 }
 
@@ -564,12 +569,13 @@ fn command_line_is_parsed_as_documented() {
 fn error_of_an_invalid_command_line_repeats_no_value() {
     for (args, problem) in [
         ("--verbose", "unknown option --verbose"),
-        ("--backplane s3cret", "--backplane: not a URL like redis://127.0.0.1:6379 or nats://127.0.0.1:4222"),
-        (
-            "--backplane http://ada:s3cret@h",
-            "--backplane: not a URL like redis://127.0.0.1:6379 or nats://127.0.0.1:4222",
-        ),
+        ("--backplane s3cret", "--backplane: not a URL like redis://h, nats://h or postgres://h/database"),
+        ("--backplane http://ada:s3cret@h", "--backplane: not a URL like redis://h, nats://h or postgres://h/database"),
         ("--backplane redis://ada:s3cret@h:port", "--backplane: not a Redis URL"),
+        (
+            "--backplane postgres://ada:s3cret@h:port",
+            "--backplane: not a Postgres URL with known parameters, or too long a namespace",
+        ),
         ("--backplane", "--backplane needs a value"),
         ("--namespace a", "--namespace: only with --backplane"),
         ("--tokn=s3cret", "unknown option --tokn"),

@@ -30,6 +30,9 @@
 //! ```sh
 //! cargo run --release -p standalone -- --backplane redis://127.0.0.1:6379 --listen 127.0.0.1:8081
 //! ```
+//!
+//! With Postgres as the log, a program in any language can also publish in a transaction:
+//! `docs/postgres.md` describes the schema and its functions.
 
 mod options;
 mod people;

@@ -32,9 +32,10 @@ Usage: standalone [--listen ADDRESS] [--token SECRET] [--replay-events N] [--lat
   --takeover           Take the socket of a stream over from the HTTP server. An idle stream then takes less than a
                        kilobyte.
   --backplane URL      Share the log with all instances that have the same broker and namespace: redis://127.0.0.1:6379,
-                       rediss://user:password@host, nats://127.0.0.1:4222. All instances deliver every event, and clients
-                       resume at any instance. Defaults to a log in the process.
-  --namespace NAME     The name of the log on the broker. Any text. Defaults to `default`.
+                       rediss://user:password@host, nats://127.0.0.1:4222, postgres://user:password@host/database. All
+                       instances deliver every event, and clients resume at any instance. A database needs the schema of
+                       `docs/postgres.md`. Defaults to a log in the process.
+  --namespace NAME     The name of the log on the broker. Any short text. Defaults to `default`.
   --help               Print this help.
 ";
 

@@ -1,13 +1,14 @@
 //! The log that several instances share.
 
 use tower_sse::HubBuilder;
-use tower_sse::backplane::{Nats, Redis};
+use tower_sse::backplane::{Nats, Postgres, Redis};
 
 /// The adapter of a broker. The `Debug` output of an adapter contains no password.
 #[derive(Clone, Debug)]
 pub(crate) enum Shared {
     Redis(Redis),
     Nats(Nats),
+    Postgres(Postgres),
 }
 
 impl Shared {
@@ -21,7 +22,10 @@ impl Shared {
             Some("nats" | "tls") => Nats::new(url, namespace)
                 .map(Self::Nats)
                 .map_err(|_| "not a NATS URL, or too long a namespace".to_owned()),
-            _ => Err("not a URL like redis://127.0.0.1:6379 or nats://127.0.0.1:4222".into()),
+            Some("postgres" | "postgresql") => Postgres::new(url, namespace)
+                .map(Self::Postgres)
+                .map_err(|_| "not a Postgres URL with known parameters, or too long a namespace".to_owned()),
+            _ => Err("not a URL like redis://h, nats://h or postgres://h/database".into()),
         }
     }
 
@@ -30,6 +34,7 @@ impl Shared {
         match self {
             Self::Redis(redis) => builder.backplane(redis),
             Self::Nats(nats) => builder.backplane(nats),
+            Self::Postgres(postgres) => builder.backplane(postgres),
         }
     }
 }
