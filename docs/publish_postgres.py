@@ -21,7 +21,8 @@ def pay(connection, namespace, order):
             [namespace, f"orders/{order}", "order.paid", json.dumps({"id": order})],
         )
     # Moves the event into the log at once, after the commit and in a separate transaction. Without
-    # this call, the instances find the event at their next poll, 250 ms later at most.
+    # this call, the instances find the event at their next poll, 250 ms later at most. The call
+    # needs the isolation level READ COMMITTED, the default of PostgreSQL.
     connection.execute("SELECT tower_sse.sequence(%s)", [namespace])
 
 

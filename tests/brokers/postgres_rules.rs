@@ -309,6 +309,29 @@ async fn publish_in_sql_adds_the_single_target_to_the_list() {
     assert_eq!(records(&server).await, expected);
 }
 
+/// At the other levels, the transaction takes its snapshot before the lock of the log. Then a batch
+/// could miss records.
+#[tokio::test]
+async fn records_are_moved_and_appended_only_with_a_snapshot_for_each_statement() {
+    let Some(server) = PostgresServer::start(&[]) else { return };
+    let calls = [
+        "tower_sse.sequence('n')",
+        "tower_sse.append('n', '{x}', '{NULL}', '{}', '{}', '{}', '{}', 1, '{}', '{}', 0, 0, '', 9, 9, 9, 9, 9)",
+    ];
+    for call in calls {
+        server.psql_as("hub", "SELECT tower_sse.publish('n', everyone => true)");
+        let at =
+            |level: &str| server.try_psql_as("hub", &format!("BEGIN ISOLATION LEVEL {level}; SELECT {call}; COMMIT"));
+        for level in ["REPEATABLE READ", "SERIALIZABLE"] {
+            let error = at(level).unwrap_err();
+            assert!(error.contains("the log needs the isolation level READ COMMITTED"), "{call}, {level}: {error}");
+        }
+        for level in ["READ COMMITTED", "READ UNCOMMITTED"] {
+            at(level).unwrap();
+        }
+    }
+}
+
 /// One row that cannot be moved would stop the log.
 #[tokio::test]
 async fn every_record_that_is_accepted_can_be_moved_into_the_log() {

@@ -147,6 +147,11 @@ LANGUAGE plpgsql AS $$
 DECLARE
   state record;
 BEGIN
+  -- At these levels, the transaction takes its snapshot before the lock. Then a batch could miss
+  -- records.
+  IF current_setting('transaction_isolation') IN ('repeatable read', 'serializable') THEN
+    RAISE EXCEPTION 'the log needs the isolation level READ COMMITTED' USING ERRCODE = 'invalid_transaction_state';
+  END IF;
   state := tower_sse.read_state(ns, seen_epochs, seen_numbers, own_epoch, own, own_start);
   IF state.epoch IS NULL THEN
     INSERT INTO tower_sse.head (ns, epoch) VALUES (ns, new_epoch);
