@@ -6,6 +6,7 @@ use bytes::Bytes;
 use tower_sse::backplane::{Backplane, NewRecord, Redis};
 use tower_sse::{Event, Hub};
 
+use crate::kit::broker::REQUEST_LIMIT;
 use crate::kit::soon;
 use crate::proxy::{Mode, Proxy};
 use crate::redis_server::{FORGETFUL, RedisServer};
@@ -62,7 +63,10 @@ async fn a_publish_that_waits_for_a_replica_fails_when_there_is_none() {
 async fn a_publish_whose_wait_is_rejected_has_an_unknown_outcome() {
     let Some(server) = RedisServer::start(FORGETFUL) else { return };
     server.cli(&["ACL", "SETUSER", "writer", "on", ">secret", "~*", "&*", "+@all", "-wait"]);
-    let log = Redis::new(&format!("redis://writer:secret@127.0.0.1:{}", server.port), "n").unwrap().acknowledged_by(1);
+    let log = Redis::new(&format!("redis://writer:secret@127.0.0.1:{}", server.port), "n")
+        .unwrap()
+        .timeout(REQUEST_LIMIT)
+        .acknowledged_by(1);
     let record = NewRecord::new(Bytes::from_static(b"x"));
     let error = soon(log.append(vec![record], None)).await.pop().unwrap().unwrap_err();
     assert!(error.is_unknown() && !error.to_string().contains("secret"), "{error}");
@@ -73,7 +77,7 @@ async fn a_publish_whose_wait_is_rejected_has_an_unknown_outcome() {
 #[tokio::test]
 async fn a_publish_to_a_primary_with_fewer_replicas_than_it_requires_is_unavailable() {
     let Some(server) = RedisServer::start(&["--save", "", "--min-replicas-to-write", "1"]) else { return };
-    let log = Redis::new(&server.url(), "n").unwrap();
+    let log = Redis::new(&server.url(), "n").unwrap().timeout(REQUEST_LIMIT);
     let record = NewRecord::new(Bytes::from_static(b"x"));
     let error = soon(log.append(vec![record], None)).await.pop().unwrap().unwrap_err();
     assert!(!error.is_unknown() && !error.is_rejected() && error.to_string().contains("NOREPLICAS"), "{error}");

@@ -7,12 +7,10 @@ use tower_sse::backplane::{Backplane, LogLimits, Redis};
 use tower_sse::{Cursor, Disconnect, Event, Hub, Retention, SubscriberItem, Subscription, TopicFilter};
 
 use crate::instances::builder;
-use crate::kit::broker::{BrokerServer, for_each_broker};
+use crate::kit::broker::{Broker, BrokerServer, REQUEST_LIMIT, for_each_broker};
 use crate::kit::{soon, until};
 use crate::proxy::{Mode, Proxy};
 use crate::redis_server::{DURABLE, FORGETFUL, RedisServer};
-
-const TIMEOUT: Duration = Duration::from_millis(500);
 
 async fn start(log: impl Backplane) -> Hub {
     let hub = builder().backplane(log).build().unwrap();
@@ -26,7 +24,7 @@ async fn start(log: impl Backplane) -> Hub {
 async fn a_log_that_was_rolled_back_and_has_grown_since_is_detected() {
     let Some(mut server) = RedisServer::start(DURABLE) else { return };
     let proxy = Proxy::start(server.port).await;
-    let log = |port: u16| Redis::new(&format!("redis://127.0.0.1:{port}"), "grown").unwrap().timeout(TIMEOUT);
+    let log = |port: u16| Redis::new(&format!("redis://127.0.0.1:{port}"), "grown").unwrap().timeout(REQUEST_LIMIT);
     let hub = start(log(proxy.port)).await;
     let mut page = hub.subscribe(Subscription::anonymous().topic("t"), Cursor::Absent).unwrap();
     let publish = async |hub: &Hub, numbers: std::ops::Range<u32>| {
@@ -98,8 +96,9 @@ for_each_broker!(a_value_of_a_union_ends_only_in_the_topic_that_removed_it(broke
 /// The disconnect is broadcast while one instance is cut off from the broker.
 async fn a_disconnect_arrives_after_a_short_interruption<B: BrokerServer>(broker: B) {
     let proxy = Proxy::start(broker.port()).await;
-    let log = |port| B::log_at(port, "cut-off", TIMEOUT);
-    let (near, far) = (start(log(broker.port())).await, start(log(proxy.port)).await);
+    let near = start(broker.log("cut-off")).await;
+    // This instance detects a stall soon.
+    let far = start(B::log_at(proxy.port, "cut-off", Duration::from_millis(500))).await;
     until(|| near.stats().others == 1 && far.stats().others == 1).await;
     for (round, mode) in [Mode::Resets, Mode::StallsAnswers, Mode::Resets].into_iter().enumerate() {
         let user = format!("ada{round}");
@@ -124,7 +123,7 @@ for_each_broker!(a_disconnect_arrives_after_a_short_interruption(broker): redis,
 #[tokio::test]
 async fn many_and_large_values_are_read_in_pages() {
     let Some(server) = RedisServer::start(FORGETFUL) else { return };
-    let log = || Redis::new(&server.url(), "pages").unwrap();
+    let log = || server.log("pages");
     let latest = Retention::latest_per_key().count(10_000).bytes(64 << 20);
     let many = |log| Hub::builder().retention_for(TopicFilter::prefix("latest/"), latest.clone()).backplane(log);
     let worker = many(log()).publisher().unwrap();
@@ -158,7 +157,7 @@ async fn values_are_current_after_a_cut_during_which_the_log_was_trimmed() {
     let proxy = Proxy::start(server.port).await;
     let log = |port: u16| {
         let log = Redis::new(&format!("redis://127.0.0.1:{port}"), "cut").unwrap();
-        log.timeout(TIMEOUT).limits(LogLimits::new().max_records(500))
+        log.timeout(REQUEST_LIMIT).limits(LogLimits::new().max_records(500))
     };
     let (near, far) = (start(log(server.port)).await, start(log(proxy.port)).await);
     let set = async |key: &str, value: &str| {

@@ -11,6 +11,7 @@ use tower_sse::{
     Cursor, Disconnect, EndReason, Event, Hub, HubBuilder, Subscriber, SubscriberItem, Subscription, TopicFilter,
 };
 
+use crate::kit::broker::REQUEST_LIMIT;
 use crate::kit::{soon, until};
 use crate::nats_server::NatsServer;
 use crate::reached::Reached;
@@ -177,13 +178,13 @@ async fn a_leave_takes_effect_after_a_waiting_join() {
 #[tokio::test]
 async fn an_instance_that_receives_no_control_messages_is_not_ready() {
     let Some(server) = RedisServer::start(FORGETFUL) else { return };
-    let first = start(builder(), Redis::new(&server.url(), "n").unwrap()).await;
+    let first = start(builder(), Redis::new(&server.url(), "n").unwrap().timeout(REQUEST_LIMIT)).await;
     drop(first);
     let keys = server.cli(&["KEYS", "*"]);
     let control = keys.lines().find(|key| key.ends_with("presence")).unwrap().to_owned();
     server.cli(&["DEL", &control]);
     server.cli(&["SET", &control, "not a stream"]);
-    let hub = builder().backplane(Redis::new(&server.url(), "n").unwrap()).build().unwrap();
+    let hub = builder().backplane(Redis::new(&server.url(), "n").unwrap().timeout(REQUEST_LIMIT)).build().unwrap();
     // The hub has read the log, so it opens streams.
     until(|| hub.subscribe(Subscription::anonymous().topic("news"), Cursor::Absent).is_ok()).await;
     assert!(!hub.is_ready());
@@ -206,7 +207,7 @@ async fn an_instance_whose_messages_no_longer_arrive_is_not_ready_after_its_leas
 async fn a_connection_with_very_many_topics_does_not_hide_other_connections_with_nats() {
     const TOPICS: usize = 6_000;
     let Some(server) = NatsServer::start() else { return };
-    let log = || Nats::new(&server.url(), "wide").unwrap();
+    let log = || Nats::new(&server.url(), "wide").unwrap().timeout(REQUEST_LIMIT);
     let one = start(builder().max_topics(TOPICS), log()).await;
     let two = start(builder().max_topics(TOPICS), log()).await;
     let name = "x".repeat(240);

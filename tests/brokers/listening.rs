@@ -359,7 +359,7 @@ async fn unredeemed_tickets_are_bounded(log: impl Backplane + Clone) {
     for _ in 0..62 {
         issued(&one, long).await.unwrap();
     }
-    let [first, second] = [issued(&one, long).await.unwrap(), issued(&one, Duration::from_secs(1)).await.unwrap()];
+    let [first, second] = [issued(&one, long).await.unwrap(), issued(&one, Duration::from_secs(4)).await.unwrap()];
     assert!(issued(&one, long).await.unwrap_err().is_over_limit());
     issued(&two, long).await.unwrap();
     let redeemed = async |at: &Instance, ticket: &Ticket| {

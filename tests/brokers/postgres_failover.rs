@@ -7,13 +7,12 @@ use tower_sse::backplane::{Backplane, Postgres};
 use tower_sse::{Event, GapReason, Hub, NextEventError, Publisher, Subscriber};
 
 use crate::instances::builder;
+use crate::kit::broker::REQUEST_LIMIT;
 use crate::kit::postgres::PostgresServer;
 use crate::kit::postgres_client::{call, connect, log, publish, read_to};
 use crate::kit::{soon, until};
 use crate::proxy::{Mode, Proxy};
 use crate::rolled_back::{gaps_before, open, read_events};
-
-const TIMEOUT: Duration = Duration::from_millis(500);
 
 async fn start(log: impl Backplane) -> Hub {
     let hub = builder().backplane(log).build().unwrap();
@@ -46,7 +45,7 @@ async fn send_at_last(worker: &Publisher, data: &str) {
 #[tokio::test]
 async fn events_of_committed_transactions_survive_crashes_and_no_later_one_is_skipped() {
     let Some(mut server) = PostgresServer::start(&["max_prepared_transactions=10"]) else { return };
-    let own = log(&server).poll_interval(Duration::from_millis(20)).timeout(TIMEOUT);
+    let own = log(&server).poll_interval(Duration::from_millis(20));
     let hub = start(own.clone()).await;
     let mut page = open(&hub);
     for round in 0..4 {
@@ -90,7 +89,7 @@ async fn events_of_committed_transactions_survive_crashes_and_no_later_one_is_sk
 #[tokio::test]
 async fn records_that_waited_at_the_time_of_a_backup_are_published_once_after_its_restore() {
     let Some(mut server) = PostgresServer::start(&[]) else { return };
-    let logs = || log(&server).timeout(TIMEOUT).poll_interval(Duration::from_millis(20));
+    let logs = || log(&server).poll_interval(Duration::from_millis(20));
     let (one, two) = (start(logs()).await, start(logs()).await);
     let mut pages = [open(&one), open(&two)];
     let early = worker(logs());
@@ -137,7 +136,7 @@ async fn records_that_waited_at_the_time_of_a_backup_are_published_once_after_it
 fn log_at_both(ports: [u16; 2]) -> Postgres {
     let [one, two] = ports;
     let url = format!("postgres://hub@127.0.0.1:{one},127.0.0.1:{two}/postgres?target_session_attrs=read-write");
-    Postgres::new(&url, "n").unwrap().timeout(TIMEOUT).poll_interval(Duration::from_millis(20))
+    Postgres::new(&url, "n").unwrap().timeout(REQUEST_LIMIT).poll_interval(Duration::from_millis(20))
 }
 
 /// Two instances that reach the first server directly, and the second one through a proxy.

@@ -10,7 +10,7 @@ use tower_sse::backplane::{Backplane, NewRecord, Postgres, Seen};
 use tracing_subscriber::fmt::MakeWriter;
 
 use crate::instances::builder;
-use crate::kit::broker::range;
+use crate::kit::broker::{REQUEST_LIMIT, range};
 use crate::kit::postgres::PostgresServer;
 use crate::kit::postgres_client::{cause, log, read_to};
 use crate::kit::{soon, until};
@@ -39,7 +39,7 @@ async fn migrate_equals_the_files_applied_by_hand_and_may_run_again_and_at_once(
     let [at_once, by_hand] = ["at_once", "by_hand"].map(|name| server.create_database(name));
     let eight = (0..8).map(|_| async { Postgres::new(&at_once, "n").unwrap().migrate().await });
     assert!(soon(join_all(eight)).await.iter().all(Result::is_ok));
-    let migrated = Postgres::new(&at_once, "n").unwrap();
+    let migrated = Postgres::new(&at_once, "n").unwrap().timeout(REQUEST_LIMIT);
     append(&migrated, "kept").await;
     soon(migrated.migrate()).await.unwrap();
     assert_eq!(range(&migrated, 0, 10).await.len(), 1);
@@ -57,7 +57,7 @@ async fn migrate_equals_the_files_applied_by_hand_and_may_run_again_and_at_once(
     assert_eq!(at_once, hand);
     assert!(hand.iter().all(|part| !part.is_empty()));
     // `migrate` finds that there is nothing to do.
-    let by_hand = Postgres::new(&by_hand, "n").unwrap();
+    let by_hand = Postgres::new(&by_hand, "n").unwrap().timeout(REQUEST_LIMIT);
     soon(by_hand.migrate()).await.unwrap();
     append(&by_hand, "x").await;
 }
@@ -101,7 +101,7 @@ async fn an_instance_without_the_schema_names_the_migrations_and_works_once_they
     let lines = Lines::default();
     let subscriber = tracing_subscriber::fmt().with_writer(lines.clone()).with_ansi(false).finish();
     let _guard = tracing::subscriber::set_default(subscriber);
-    let log = Postgres::new(&url, "n").unwrap();
+    let log = Postgres::new(&url, "n").unwrap().timeout(REQUEST_LIMIT);
     let hub = builder().backplane(log.clone()).build().unwrap();
     let error = soon(hub.topic("t").publish(Event::unnamed("x"))).await.unwrap_err();
     let names_the_migrations =
@@ -139,7 +139,7 @@ async fn a_role_or_a_database_with_other_settings_is_rejected_with_their_names()
     let url = format!("{}/ascii", server.url_as("owner").rsplit_once('/').unwrap().0);
     soon(Postgres::new(&url, "n").unwrap().migrate()).await.unwrap();
     server.psql("UPDATE pg_database SET encoding = pg_char_to_encoding('SQL_ASCII') WHERE datname = 'ascii'");
-    let error = soon(Postgres::new(&url, "n").unwrap().state(None)).await.unwrap_err();
+    let error = soon(Postgres::new(&url, "n").unwrap().timeout(REQUEST_LIMIT).state(None)).await.unwrap_err();
     assert!(error.is_rejected() && error.to_string().contains("UTF8"), "{error}");
 }
 
@@ -162,7 +162,7 @@ async fn a_restored_dump_delivers_the_records_that_waited_and_new_ones() {
     old.psql(&"SELECT pg_current_xact_id();\n".repeat(3_000));
     for has_waiting in [true, false] {
         let Some(new) = PostgresServer::start_unrelated() else { return };
-        let first = Postgres::new(&old.url(), "n").unwrap();
+        let first = Postgres::new(&old.url(), "n").unwrap().timeout(REQUEST_LIMIT);
         append(&first, r#"{"v":1,"to":{"topics":["t"]},"data":"first"}"#).await;
         old.psql("SELECT tower_sse.publish('n', topic => 't', data => 'moved'); SELECT tower_sse.sequence('n')");
         if has_waiting {

@@ -77,7 +77,7 @@ async fn an_instance_without_a_free_connection_is_not_ready_until_there_is_one()
         others.push(client);
     }
     assert!(others.len() >= 10, "{}", others.len());
-    let hub = builder().backplane(log(&server).timeout(TIMEOUT)).build().unwrap();
+    let hub = builder().backplane(log(&server)).build().unwrap();
     let error = try_send(&hub, "x").await.unwrap_err();
     assert!(error.is_unavailable() && !error.is_unknown(), "{error}");
     assert!(cause(&error).contains("connection slots"), "{error:?}");
@@ -219,7 +219,8 @@ async fn an_instance_reconnects_at_once_when_its_connections_end() {
 #[tokio::test]
 async fn a_publish_that_waits_too_long_for_a_lock_is_unavailable_and_is_not_appended_later() {
     let Some(server) = PostgresServer::start(&[]) else { return };
-    let (hub, mut page) = start(log(&server).timeout(TIMEOUT)).await;
+    // The server waits for a lock for half of this time.
+    let (hub, mut page) = start(log(&server).timeout(Duration::from_secs(4))).await;
     let holder = connect(&server).await;
     call(&holder, "SELECT pg_advisory_lock(tower_sse.lock_key('log', 'n'))", &[]).await;
     for _ in 0..3 {

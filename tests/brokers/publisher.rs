@@ -7,7 +7,7 @@ use tower_sse::backplane::{Backplane, LogLimits, Memory, NewRecord, Redis, Value
 use tower_sse::{Event, Hub, Publisher};
 
 use crate::instances::{Instance, builder};
-use crate::kit::broker::for_each_broker;
+use crate::kit::broker::{REQUEST_LIMIT, for_each_broker};
 use crate::kit::{get, soon, subscribe};
 use crate::redis_server::{FORGETFUL, RedisServer};
 
@@ -294,7 +294,7 @@ fn a_shared_log_outside_of_a_runtime_is_an_error_and_no_panic() {
 #[tokio::test]
 async fn a_log_that_lost_records_of_a_publisher_begins_a_new_epoch() {
     let Some(mut server) = RedisServer::start(FORGETFUL) else { return };
-    let worker = worker(Redis::new(&server.url(), "n").unwrap());
+    let worker = worker(Redis::new(&server.url(), "n").unwrap().timeout(REQUEST_LIMIT));
     let publish = async || worker.topic("t").publish(Event::unnamed("x")).await;
     let before = publish().await.unwrap();
     server.kill();
@@ -322,7 +322,7 @@ async fn a_redis_user_with_the_documented_rights_is_enough() {
     command.extend(rights.split(' '));
     assert_eq!(server.cli(&command), "OK");
     let url = format!("redis://hub:password@127.0.0.1:{}", server.port);
-    let log = |namespace| Redis::new(&url, namespace).unwrap();
+    let log = |namespace| Redis::new(&url, namespace).unwrap().timeout(REQUEST_LIMIT);
     let worker =
         worker(log("default").limits(LogLimits::new().max_records(1).max_age(Duration::from_millis(1)).max_values(1)));
     for n in 0..300 {

@@ -67,7 +67,7 @@ async fn a_slot_that_is_moved_under_load_loses_no_event_and_causes_no_gap() {
     let (slot, from) = cluster.owner("n");
     let to = (from + 1) % 3;
     // The instance knows only a server that never has the slot.
-    let log = || Redis::cluster([cluster.url((from + 2) % 3)], "n").unwrap();
+    let log = || Redis::cluster([cluster.url((from + 2) % 3)], "n").unwrap().timeout(REQUEST_LIMIT);
     let (one, two) = (start(log()).await, start(log()).await);
     until(|| one.stats().others == 1 && two.stats().others == 1).await;
     let mut page = two.subscribe(Subscription::for_user("ada").topic("t"), Cursor::Absent).unwrap();

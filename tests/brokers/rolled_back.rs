@@ -10,12 +10,10 @@ use tower_sse::test_kit::{FaultyLog, Operation};
 use tower_sse::{Cursor, Event, Hub, Position, Publisher, Subscriber, SubscriberItem, Subscription};
 
 use crate::instances::{Instance, builder};
-use crate::kit::broker::{BrokerServer, for_each_broker};
+use crate::kit::broker::{BrokerServer, REQUEST_LIMIT, for_each_broker};
 use crate::kit::{soon, subscribe, until};
 use crate::proxy::{Mode, Proxy};
 use crate::redis_server::{DURABLE, FORGETFUL, RedisServer};
-
-const TIMEOUT: Duration = Duration::from_millis(500);
 
 async fn start(log: impl Backplane) -> Hub {
     let hub = builder().backplane(log).build().unwrap();
@@ -28,7 +26,7 @@ fn worker(log: impl Backplane) -> Publisher {
 }
 
 fn log_at(port: u16) -> Redis {
-    Redis::new(&format!("redis://127.0.0.1:{port}"), "n").unwrap().timeout(TIMEOUT)
+    Redis::new(&format!("redis://127.0.0.1:{port}"), "n").unwrap().timeout(REQUEST_LIMIT)
 }
 
 pub fn open(hub: &Hub) -> Subscriber {
@@ -62,16 +60,16 @@ pub async fn gaps_before(page: &mut Subscriber, event: &str) -> Vec<String> {
 /// instance is cut off.
 async fn equal_events_do_not_hide_a_roll_back<B: BrokerServer>(mut server: B) {
     let proxy = Proxy::start(server.port()).await;
-    let hub = start(B::log_at(proxy.port, "n", TIMEOUT)).await;
+    let hub = start(B::log_at(proxy.port, "n", REQUEST_LIMIT)).await;
     let mut page = open(&hub);
-    publish_ticks(&worker(B::log_at(server.port(), "n", TIMEOUT)), 10).await;
+    publish_ticks(&worker(B::log_at(server.port(), "n", REQUEST_LIMIT)), 10).await;
     read_events(&mut page, 10).await;
     proxy.set(Mode::Resets);
     until(|| !hub.is_ready()).await;
     let saved = server.save();
     proxy.set(Mode::Passes);
     until(|| hub.is_ready()).await;
-    publish_ticks(&worker(B::log_at(server.port(), "n", TIMEOUT)), 10).await;
+    publish_ticks(&worker(B::log_at(server.port(), "n", REQUEST_LIMIT)), 10).await;
     read_events(&mut page, 10).await;
     proxy.set(Mode::Resets);
     until(|| !hub.is_ready()).await;
@@ -79,7 +77,7 @@ async fn equal_events_do_not_hide_a_roll_back<B: BrokerServer>(mut server: B) {
     server.roll_back(&saved);
     server.restart();
     // This worker has not seen the ten lost events.
-    let late = worker(B::log_at(server.port(), "n", TIMEOUT));
+    let late = worker(B::log_at(server.port(), "n", REQUEST_LIMIT));
     publish_ticks(&late, 30).await;
     proxy.set(Mode::Passes);
     until(|| hub.is_ready()).await;

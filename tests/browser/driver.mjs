@@ -13,6 +13,7 @@ const { chromium } = createRequire(`${packages}/`)("playwright-core");
 
 const browser = await chromium.launch({
   executablePath: program,
+  timeout: 120_000,
   // Playwright disables the back/forward cache, which the tests need.
   ignoreDefaultArgs: ["--disable-back-forward-cache"],
   args: ["--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync"],

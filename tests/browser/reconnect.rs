@@ -6,10 +6,10 @@ use std::time::Duration;
 
 use axum::Router;
 use serde_json::json;
-use tower_sse::backplane::Redis;
 use tower_sse::{Disconnect, Event, Hub, HubBuilder, Refusal, RefusalReason, StreamRequest, Subscription};
 
 use crate::driver::browser;
+use crate::kit::broker::{Broker as _, REQUEST_LIMIT};
 use crate::kit::until;
 use crate::proxy::{Mode, Proxy};
 use crate::redis_server::{FORGETFUL, RedisServer};
@@ -66,7 +66,7 @@ async fn after_a_restart_without_a_broker_the_page_receives_one_gap() {
 async fn with_redis_each_event_arrives_once_and_in_order_across_restarts_and_breaks() {
     let Some(browser) = browser() else { return };
     let Some(redis) = RedisServer::start(FORGETFUL) else { return };
-    let shared = || quick().backplane(Redis::new(&redis.url(), "browser").unwrap());
+    let shared = || quick().publish_timeout(REQUEST_LIMIT).backplane(redis.log("browser"));
     let start = async || {
         let hub = shared().build().unwrap();
         until(|| hub.is_ready()).await;

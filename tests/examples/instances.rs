@@ -10,7 +10,7 @@ use serde_json::Value;
 
 use crate::kit::certificate::Certificate;
 use crate::kit::postgres::PostgresServer;
-use crate::kit::{Events, get, resume, send, soon, subscribe};
+use crate::kit::{Events, get, port, resume, send, soon, subscribe};
 use crate::nats_server::NatsServer;
 use crate::process::{Process, start_in, start_with};
 use crate::redis_server::{DURABLE, FORGETFUL, RedisServer};
@@ -158,7 +158,7 @@ async fn only_a_trusted_certificate_is_accepted(url: &str, certificate: String) 
 async fn redis_works_over_tls_with_a_password_that_no_log_contains() {
     let Some(made) = Certificate::make() else { return };
     let (key, certificate) = (made.key(), made.certificate());
-    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port().to_string();
+    let port = port::free_port().to_string();
     let arguments = [
         &[
             "--save",

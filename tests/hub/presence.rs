@@ -163,7 +163,7 @@ async fn a_user_is_online_until_the_grace_period_after_the_last_tab_ends() {
     until(|| !hub.user("ada").is_online()).await;
     assert!(since.elapsed() >= GRACE - TICK, "{:?}", since.elapsed());
     until(|| hub.stats().users == 0).await;
-    assert!(since.elapsed() < 10 * GRACE, "{:?}", since.elapsed());
+    assert!(since.elapsed() < 50 * GRACE, "{:?}", since.elapsed());
 }
 
 #[tokio::test]
@@ -207,7 +207,7 @@ async fn hub_joined_is_published_at_once_and_hub_left_after_the_grace_period() {
     let event = watcher.next().await;
     assert_eq!((event.event.as_str(), parsed(&event)), ("hub.left", json!({ "topic": "room", "user": "ada" })));
     let after = since.elapsed();
-    assert!(after >= GRACE - TICK && after < 10 * GRACE, "{after:?}");
+    assert!(after >= GRACE - TICK && after < 50 * GRACE, "{after:?}");
 }
 
 #[tokio::test]
@@ -261,7 +261,7 @@ async fn presence_events_are_published_for_join_leave_and_disconnect() {
     hub.user("ben").disconnect(Disconnect::block_for(Duration::from_secs(60))).await.unwrap();
     assert_eq!(parsed(ben.rest().await.last().unwrap())["reason"], "disconnected");
     assert_eq!(next_presence_event(&mut watcher).await, left("ben"));
-    assert!(since.elapsed() >= GRACE - TICK && since.elapsed() < 10 * GRACE, "{:?}", since.elapsed());
+    assert!(since.elapsed() >= GRACE - TICK && since.elapsed() < 50 * GRACE, "{:?}", since.elapsed());
     assert!(hub.topic("room").presence().members.is_empty());
 }
 

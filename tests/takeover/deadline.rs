@@ -47,7 +47,7 @@ async fn a_client_that_takes_no_bytes_is_cut() {
     let _peer = stuck(&site).await;
     until(|| site.hub.stats().connections == 0).await;
     let lived = since.elapsed();
-    assert!(lived >= deadline && lived < 4 * deadline, "{lived:?}");
+    assert!(lived >= deadline && lived < 15 * deadline, "{lived:?}");
     assert_eq!(site.hub.stats().ended(EndReason::Stalled), 1);
 }
 
