@@ -292,9 +292,10 @@ impl Postgres {
     ///
     /// The method returns at once, and a task of the current tokio runtime does the work. Calls
     /// share transactions, which begin at least 5 ms apart, and 25 ms if there are many calls. The
-    /// task moves a backlog without these pauses. If nothing calls this method, or if the runtime
-    /// ends before the task, the instances find the events at their next
-    /// [poll](Self::poll_interval). Outside of a runtime, the method does nothing.
+    /// task moves a backlog without these pauses. If nothing calls this method, if the server is
+    /// unavailable to the task, or if the runtime ends before the task, the instances find the
+    /// events at their next [poll](Self::poll_interval). Outside of a runtime, the method does
+    /// nothing.
     pub fn wake(&self) {
         append::wake(&self.shared);
     }
