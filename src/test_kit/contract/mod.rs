@@ -29,7 +29,7 @@ const MAX_REPEATS_OF_RULE: usize = 2;
 /// work.
 const MAX_REPEATS: usize = 12;
 /// The pause before an interrupted rule is checked again. Elections of a leader take some seconds.
-const REPEAT_PAUSE: Duration = Duration::from_secs(5);
+const REPEAT_PAUSE: Duration = Duration::from_secs(10);
 
 type Check = for<'a> fn(&'a Logs<'a>) -> LocalBoxFuture<'a, Outcome>;
 
@@ -116,10 +116,10 @@ pub async fn check_backplane<B: Backplane>(connect: impl Fn(&str) -> B) {
 /// moment, for example while the servers of a cluster elect a leader.
 ///
 /// If a call or a stream fails with an error that is not a
-/// [rejection](crate::backplane::BackplaneError::is_rejected), the check waits for 5 s and then
-/// checks the rule again, with a log of a new name. It does so at most twice for one rule, and 12
-/// times in total. A call that does not return within 20 s is not such an error, so the time limits
-/// of the adapter have to be shorter.
+/// [rejection](crate::backplane::BackplaneError::is_rejected), the check waits for 10 s and then
+/// checks the rule again, with a log of a new name. It repeats one rule at most twice, and all
+/// rules together at most 12 times. A call that does not return within 20 s is not such an error,
+/// so the time limits of the adapter have to be shorter.
 ///
 /// ```
 /// # #[tokio::main(flavor = "current_thread", start_paused = true)] async fn main() {
@@ -136,8 +136,8 @@ pub async fn check_backplane<B: Backplane>(connect: impl Fn(&str) -> B) {
 ///
 /// # Panics
 ///
-/// Panics as [`check_backplane`] does. A rule that fails at its last check is broken, also if its
-/// failure is an interruption.
+/// Panics as [`check_backplane`] does. A rule is broken if its last check fails, whatever the
+/// error.
 pub async fn check_clustered_backplane<B: Backplane>(connect: impl Fn(&str) -> B) {
     check(connect, MAX_REPEATS).await;
 }
