@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use tower_sse::backplane::{Backplane, NewRecord, Redis};
-use tower_sse::test_kit::check_backplane;
+use tower_sse::test_kit::check_clustered_backplane;
 use tower_sse::{Cursor, Event, Hub, Publisher, SubscriberItem, Subscription};
 
 use crate::instances::builder;
@@ -28,13 +28,12 @@ async fn publish(worker: &Publisher, text: String) {
 async fn a_log_of_sentinel_keeps_the_contract_and_a_planned_failover_causes_no_gap() {
     let Some(redis) = Replicated::start().await else { return };
     let (user, sentinels) = redis.create_documented_users();
-    let log = |name: &str| Redis::sentinel(sentinels.clone(), "main", &*user, name).unwrap();
-    check_backplane(|name| log(name).timeout(REQUEST_LIMIT)).await;
+    let log = |name: &str| Redis::sentinel(sentinels.clone(), "main", &*user, name).unwrap().acknowledged_by(2);
+    check_clustered_backplane(|name| log(name).timeout(REQUEST_LIMIT)).await;
 
-    let log = || Redis::sentinel(sentinels.clone(), "main", &*user, "n").unwrap().acknowledged_by(2);
-    let hub: Hub = builder().probe_interval(Duration::from_millis(200)).backplane(log()).build().unwrap();
+    let hub: Hub = builder().probe_interval(Duration::from_millis(200)).backplane(log("n")).build().unwrap();
     until(|| hub.is_ready()).await;
-    let worker = builder().backplane(log()).publisher().unwrap();
+    let worker = builder().backplane(log("n")).publisher().unwrap();
     let mut page = hub.subscribe(Subscription::anonymous().topic("t"), Cursor::Absent).unwrap();
     for failover in 0..2 {
         for number in 0..20 {

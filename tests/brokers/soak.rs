@@ -100,7 +100,7 @@ pub trait TestBroker {
     const PACE: Duration;
     /// The number of acknowledged events below which a run tests too little.
     const EXPECTED: usize = 500;
-    /// The time limit of every wait.
+    /// The time limit of the waits for the broker.
     const PATIENCE: Duration = kit::PATIENCE;
 
     fn log(&self, instance: usize) -> Self::Log;
@@ -230,7 +230,7 @@ struct Fleet {
     /// The current epoch of each client.
     epochs: [AtomicU64; CLIENTS.len()],
     loss: Loss,
-    /// The time limit of every wait.
+    /// The time limit of the waits for the broker.
     patience: Duration,
     gaps: Mutex<BTreeMap<String, usize>>,
 }

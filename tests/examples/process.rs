@@ -14,8 +14,8 @@ use tokio::task::spawn_blocking;
 
 use crate::kit::{get, send, soon, subscribe};
 
-/// The time limit of an exit: far above the time of a normal exit, and far below the time for which
-/// clients that do not read could delay one.
+/// The time limit of an exit: far above the time of a normal exit, and below the write deadline of
+/// 30 s, for which clients that do not read could delay one.
 const EXIT_LIMIT: Duration = Duration::from_secs(20);
 
 pub use crate::program::{example, standalone};

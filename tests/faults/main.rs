@@ -21,6 +21,7 @@ use http::Request;
 use http_body_util::{BodyExt, Full};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
+use tokio::sync::watch;
 use tower_sse::test_kit::{assert_forgets_all, assert_no_leaks};
 use tower_sse::{
     Cursor, Disconnect, EndReason, Event, Hub, HubBuilder, Public, Retention, SubscriberItem, Subscription, TopicFilter,
@@ -247,12 +248,16 @@ async fn one_percent_of_stalled_readers_does_not_affect_the_others() {
         windows.push((soon(sender.send_request(request)).await.unwrap(), sender));
     }
     let (ready, complete) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+    let all_are_ready = watch::Sender::new(false);
     let readers: Vec<_> = (0..READERS - STALLED)
         .map(|_| {
             let (addr, ready, complete) = (server.addr, Arc::clone(&ready), Arc::clone(&complete));
+            let mut all_are_ready = all_are_ready.subscribe();
             tokio::spawn(async move {
                 let mut events = subscribe(addr, "/events?topic=small").await;
                 ready.fetch_add(1, Ordering::AcqRel);
+                // The first event may come much later.
+                all_are_ready.wait_for(|are_ready| *are_ready).await.unwrap();
                 for n in 0..EVENTS {
                     assert_eq!(events.next_own().await.data, n.to_string());
                 }
@@ -263,6 +268,7 @@ async fn one_percent_of_stalled_readers_does_not_affect_the_others() {
         .collect();
     within(MANY, eventually(|| ready.load(Ordering::Acquire) == READERS - STALLED)).await;
     assert_eq!(hub.stats().connections, READERS);
+    all_are_ready.send_replace(true);
 
     let memory = resident_bytes();
     let big = "x".repeat(200_000);
@@ -309,7 +315,8 @@ async fn a_reader_that_the_kernel_times_out_counts_as_stalled() {
 #[tokio::test]
 async fn a_disconnected_client_is_removed_without_a_publish() {
     let (hub, server) = start(Hub::builder()).await;
-    // The guarantee is 100 ms. A busy machine may take longer.
+    // The guarantee is 100 ms. A busy machine may take longer. The limit is below 13.5 s, after
+    // which the write of a heartbeat would find the disconnect.
     let limit = Duration::from_secs(10);
     let wait_until_removed = async |hub: &Hub| {
         let since = Instant::now();
@@ -531,11 +538,13 @@ async fn a_drain_under_load_ends_every_stream_cleanly_and_spreads_the_reconnects
     }
     let mut readers = Vec::new();
     let ready = Arc::new(AtomicUsize::new(0));
+    let all_are_ready = watch::Sender::new(false);
     let shared: Vec<_> = futures::future::join_all((0..4).map(|_| http2(addr))).await;
     for n in 0..READERS - STALLED {
         // A tenth of the readers use HTTP/2.
         let mut sender = (n % 10 == 0).then(|| shared[n % 4].clone());
         let ready = Arc::clone(&ready);
+        let mut all_are_ready = all_are_ready.subscribe();
         readers.push(tokio::spawn(async move {
             let mut events = match &mut sender {
                 None => get(addr, "/events?topic=t").await.events(),
@@ -546,6 +555,8 @@ async fn a_drain_under_load_ends_every_stream_cleanly_and_spreads_the_reconnects
             };
             events.caught_up().await;
             ready.fetch_add(1, Ordering::AcqRel);
+            // The first event may come much later.
+            all_are_ready.wait_for(|are_ready| *are_ready).await.unwrap();
             let rest = events.rest().await;
             let (bye, before) = rest.split_last().expect("the stream ended without `hub.bye`");
             assert_eq!(bye.event, "hub.bye");
@@ -557,6 +568,7 @@ async fn a_drain_under_load_ends_every_stream_cleanly_and_spreads_the_reconnects
     }
     within(MANY, eventually(|| ready.load(Ordering::Acquire) == READERS - STALLED)).await;
     assert_eq!(hub.stats().connections, READERS);
+    all_are_ready.send_replace(true);
     let publisher = tokio::spawn({
         let hub = hub.clone();
         async move {

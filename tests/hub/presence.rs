@@ -18,6 +18,8 @@ use crate::kit::{self, Events, Server, Sse, get, parsed, resume, soon, subscribe
 
 /// The grace period of presence.
 const GRACE: Duration = Duration::from_millis(300);
+/// Below 5 s, at which the hub looks for departures in any case.
+const LATE: Duration = Duration::from_millis(4_500);
 /// The resolution of the hub's clock.
 const TICK: Duration = Duration::from_millis(1);
 
@@ -163,7 +165,7 @@ async fn a_user_is_online_until_the_grace_period_after_the_last_tab_ends() {
     until(|| !hub.user("ada").is_online()).await;
     assert!(since.elapsed() >= GRACE - TICK, "{:?}", since.elapsed());
     until(|| hub.stats().users == 0).await;
-    assert!(since.elapsed() < 50 * GRACE, "{:?}", since.elapsed());
+    assert!(since.elapsed() < LATE, "{:?}", since.elapsed());
 }
 
 #[tokio::test]
@@ -207,7 +209,7 @@ async fn hub_joined_is_published_at_once_and_hub_left_after_the_grace_period() {
     let event = watcher.next().await;
     assert_eq!((event.event.as_str(), parsed(&event)), ("hub.left", json!({ "topic": "room", "user": "ada" })));
     let after = since.elapsed();
-    assert!(after >= GRACE - TICK && after < 50 * GRACE, "{after:?}");
+    assert!(after >= GRACE - TICK && after < LATE, "{after:?}");
 }
 
 #[tokio::test]
@@ -261,7 +263,7 @@ async fn presence_events_are_published_for_join_leave_and_disconnect() {
     hub.user("ben").disconnect(Disconnect::block_for(Duration::from_secs(60))).await.unwrap();
     assert_eq!(parsed(ben.rest().await.last().unwrap())["reason"], "disconnected");
     assert_eq!(next_presence_event(&mut watcher).await, left("ben"));
-    assert!(since.elapsed() >= GRACE - TICK && since.elapsed() < 50 * GRACE, "{:?}", since.elapsed());
+    assert!(since.elapsed() >= GRACE - TICK && since.elapsed() < LATE, "{:?}", since.elapsed());
     assert!(hub.topic("room").presence().members.is_empty());
 }
 

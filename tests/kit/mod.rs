@@ -43,7 +43,7 @@ use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 use tower_sse::Hub;
 
-/// The time limit of every wait that needs no failover, far above the expected time.
+/// The time limit of most waits, far above the expected time.
 pub const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Waits for a future, and panics with the place of the caller after [`PATIENCE`].
