@@ -6,7 +6,7 @@ use bytes::Bytes;
 use tower_sse::backplane::{Backplane, NewRecord, Redis};
 use tower_sse::{Event, Hub};
 
-use crate::kit::broker::REQUEST_LIMIT;
+use crate::kit::broker::{Broker, REQUEST_LIMIT};
 use crate::kit::soon;
 use crate::proxy::{Mode, Proxy};
 use crate::redis_server::{FORGETFUL, RedisServer};
@@ -77,7 +77,7 @@ async fn a_publish_whose_wait_is_rejected_has_an_unknown_outcome() {
 #[tokio::test]
 async fn a_publish_to_a_primary_with_fewer_replicas_than_it_requires_is_unavailable() {
     let Some(server) = RedisServer::start(&["--save", "", "--min-replicas-to-write", "1"]) else { return };
-    let log = Redis::new(&server.url(), "n").unwrap().timeout(REQUEST_LIMIT);
+    let log = server.log("n");
     let record = NewRecord::new(Bytes::from_static(b"x"));
     let error = soon(log.append(vec![record], None)).await.pop().unwrap().unwrap_err();
     assert!(!error.is_unknown() && !error.is_rejected() && error.to_string().contains("NOREPLICAS"), "{error}");

@@ -8,7 +8,7 @@ use tower_sse::backplane::{
 };
 use tower_sse::test_kit::check_backplane;
 
-use crate::kit::broker::{Broker, REQUEST_LIMIT, for_each_broker, range};
+use crate::kit::broker::{Broker, for_each_broker, range};
 use crate::kit::soon;
 use crate::redis_server::{FORGETFUL, RedisServer};
 
@@ -72,7 +72,7 @@ for_each_broker!(ranges_and_tails_return_the_same_time_of_a_record(broker): memo
 #[tokio::test]
 async fn redis_reads_foreign_entries_as_empty_records_and_no_more_bytes_than_requested() {
     let Some(server) = RedisServer::start(FORGETFUL) else { return };
-    let log = Redis::new(&server.url(), "n").unwrap().timeout(REQUEST_LIMIT);
+    let log = server.log("n");
     append(&log, vec![record("one")], None).await;
     server.cli(&["XADD", "tower-sse:{n}:log", "2-0", "other", "field"]);
     let mut records: Vec<_> = (0..50).map(|_| record("x")).collect();
@@ -123,8 +123,7 @@ for_each_broker!(namespaces_of_a_broker_are_isolated(broker): redis, nats, postg
 #[tokio::test]
 async fn redis_trims_by_length_and_by_age_and_reports_its_first_record() {
     let Some(server) = RedisServer::start(FORGETFUL) else { return };
-    let log =
-        Redis::new(&server.url(), "length").unwrap().timeout(REQUEST_LIMIT).limits(LogLimits::new().max_records(1_000));
+    let log = server.log("length").limits(LogLimits::new().max_records(1_000));
     append(&log, (0..5_000).map(|n| record(&n.to_string())).collect(), None).await;
     let state = soon(log.state(None)).await.unwrap();
     assert_eq!(state.last, 5_000);
@@ -151,7 +150,7 @@ async fn redis_trims_by_length_and_by_age_and_reports_its_first_record() {
 async fn key_of_another_type_on_redis_is_rejected_and_unreachable_server_is_not() {
     let Some(server) = RedisServer::start(FORGETFUL) else { return };
     server.cli(&["SET", "tower-sse:{wrong}:log", "no stream"]);
-    let wrong = Redis::new(&server.url(), "wrong").unwrap().timeout(REQUEST_LIMIT);
+    let wrong = server.log("wrong");
     let refused = soon(wrong.append(vec![record("x")], None)).await.pop().unwrap().unwrap_err();
     assert!(refused.is_rejected() && refused.to_string().contains("WRONGTYPE"), "{refused}");
     let unreachable = Redis::new("redis://127.0.0.1:1/", "n").unwrap();
@@ -162,7 +161,7 @@ async fn key_of_another_type_on_redis_is_rejected_and_unreachable_server_is_not(
 #[tokio::test]
 async fn redis_adapter_loads_its_scripts_again_after_the_server_has_dropped_them() {
     let Some(server) = RedisServer::start(FORGETFUL) else { return };
-    let log = Redis::new(&server.url(), "n").unwrap().timeout(REQUEST_LIMIT);
+    let log = server.log("n");
     append(&log, vec![record("x")], None).await;
     server.cli(&["SCRIPT", "FLUSH"]);
     append(&log, vec![record("y")], None).await;

@@ -5,13 +5,13 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures::StreamExt;
-use tower_sse::backplane::{Backplane, ControlStream, Memory, Nats, Redis};
+use tower_sse::backplane::{Backplane, ControlStream, Memory};
 use tower_sse::test_kit::{Fault, FaultyLog, Operation};
 use tower_sse::{
     Cursor, Disconnect, EndReason, Event, Hub, HubBuilder, Subscriber, SubscriberItem, Subscription, TopicFilter,
 };
 
-use crate::kit::broker::REQUEST_LIMIT;
+use crate::kit::broker::{Broker, nats_log};
 use crate::kit::{soon, until};
 use crate::nats_server::NatsServer;
 use crate::reached::Reached;
@@ -178,13 +178,13 @@ async fn a_leave_takes_effect_after_a_waiting_join() {
 #[tokio::test]
 async fn an_instance_that_receives_no_control_messages_is_not_ready() {
     let Some(server) = RedisServer::start(FORGETFUL) else { return };
-    let first = start(builder(), Redis::new(&server.url(), "n").unwrap().timeout(REQUEST_LIMIT)).await;
+    let first = start(builder(), server.log("n")).await;
     drop(first);
     let keys = server.cli(&["KEYS", "*"]);
     let control = keys.lines().find(|key| key.ends_with("presence")).unwrap().to_owned();
     server.cli(&["DEL", &control]);
     server.cli(&["SET", &control, "not a stream"]);
-    let hub = builder().backplane(Redis::new(&server.url(), "n").unwrap().timeout(REQUEST_LIMIT)).build().unwrap();
+    let hub = builder().backplane(server.log("n")).build().unwrap();
     // The hub has read the log, so it opens streams.
     until(|| hub.subscribe(Subscription::anonymous().topic("news"), Cursor::Absent).is_ok()).await;
     assert!(!hub.is_ready());
@@ -207,7 +207,7 @@ async fn an_instance_whose_messages_no_longer_arrive_is_not_ready_after_its_leas
 async fn a_connection_with_very_many_topics_does_not_hide_other_connections_with_nats() {
     const TOPICS: usize = 6_000;
     let Some(server) = NatsServer::start() else { return };
-    let log = || Nats::new(&server.url(), "wide").unwrap().timeout(REQUEST_LIMIT);
+    let log = || nats_log(&server, "wide");
     let one = start(builder().max_topics(TOPICS), log()).await;
     let two = start(builder().max_topics(TOPICS), log()).await;
     let name = "x".repeat(240);

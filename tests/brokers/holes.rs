@@ -9,7 +9,7 @@ use tower_sse::{
     Cursor, Event, Hub, HubBuilder, Position, Retention, Start, Subscriber, SubscriberItem, Subscription, TopicFilter,
 };
 
-use crate::kit::broker::REQUEST_LIMIT;
+use crate::kit::broker::Broker;
 use crate::kit::{soon, until};
 use crate::redis_server::{FORGETFUL, RedisServer};
 
@@ -74,9 +74,8 @@ async fn a_log_without_its_newest_record_is_loaded(log: impl Backplane + Clone, 
 
 #[tokio::test]
 async fn redis_log_is_loaded_with_few_requests_when_its_newest_record_was_deleted() {
-    use tower_sse::backplane::Redis;
     let Some(server) = RedisServer::start(FORGETFUL) else { return };
-    let log = || Redis::new(&server.url(), "n").unwrap().timeout(REQUEST_LIMIT);
+    let log = || server.log("n");
     let first = start(log()).await;
     publish(&first, 0..4).await;
     drop(first);

@@ -9,10 +9,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use axum::Router;
-use tower_sse::backplane::{Backplane, Memory, Redis};
+use tower_sse::backplane::{Backplane, Memory};
 use tower_sse::{Event, GapReason, Hub, HubBuilder, Public, Retention, TopicFilter};
 
-use crate::kit::broker::{BrokerServer, REQUEST_LIMIT, for_each_broker};
+use crate::kit::broker::{Broker, BrokerServer, REQUEST_LIMIT, for_each_broker};
 use crate::kit::{Events, Server, get, resume, soon, subscribe, until};
 use crate::proxy::{Mode, Proxy};
 use crate::redis_server::{FORGETFUL, RedisServer};
@@ -306,7 +306,7 @@ async fn presence_records_that_no_hub_wrote_are_skipped_and_are_a_gap_for_their_
 #[tokio::test]
 async fn a_script_in_another_language_publishes() {
     let Some(server) = RedisServer::start(FORGETFUL) else { return };
-    let one = Instance::start(Redis::new(&server.url(), "a/b c").unwrap().timeout(REQUEST_LIMIT)).await.ready().await;
+    let one = Instance::start(server.log("a/b c")).await.ready().await;
     let mut page = subscribe(one.server.addr, "/events?topic=t").await;
     let script = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/publish.py");
     let mut command = Command::new("python3");

@@ -10,7 +10,7 @@ use tower_sse::backplane::{
 };
 
 use crate::faulty::Faulty;
-use crate::kit::broker::{Broker, BrokerServer, REQUEST_LIMIT, for_each_broker};
+use crate::kit::broker::{Broker, BrokerServer, for_each_broker, nats_log};
 use crate::kit::soon;
 use crate::nats_server::NatsServer;
 use crate::proxy::{Mode, Proxy};
@@ -460,7 +460,7 @@ async fn nats_messages(server: &NatsServer) -> u64 {
 #[tokio::test]
 async fn messages_of_a_closed_journal_on_nats_are_removed_without_a_reader() {
     let Some(server) = NatsServer::start() else { return };
-    let log = Nats::new(&server.url(), "n").unwrap().timeout(REQUEST_LIMIT);
+    let log = nats_log(&server, "n");
     let id = begin_new(&log, KEY, "first").await;
     let other = begin_new(&log, "answers/8", "first").await;
     append(&log, id, 1, "last", Some(Duration::from_millis(300))).await;
@@ -472,11 +472,11 @@ async fn messages_of_a_closed_journal_on_nats_are_removed_without_a_reader() {
 #[tokio::test]
 async fn a_reader_removes_the_messages_of_a_forgotten_journal_on_nats() {
     let Some(server) = NatsServer::start() else { return };
-    let log = Nats::new(&server.url(), "n").unwrap().timeout(REQUEST_LIMIT);
+    let log = nats_log(&server, "n");
     let id = begin_new(&log, KEY, "first").await;
     append(&log, id, 1, "last", Some(Duration::from_millis(300))).await;
     drop(log);
-    let log = Nats::new(&server.url(), "n").unwrap().timeout(REQUEST_LIMIT);
+    let log = nats_log(&server, "n");
     soon(async { while read(&log, KEY, None, 0).await.is_some() {} }).await;
     soon(async { while nats_messages(&server).await != 0 {} }).await;
 }
@@ -495,7 +495,7 @@ async fn publish_on_nats(server: &NatsServer, heading: &str, entry: &'static str
 #[tokio::test]
 async fn a_reader_skips_messages_of_an_older_journal_on_nats() {
     let Some(server) = NatsServer::start() else { return };
-    let log = Nats::new(&server.url(), "n").unwrap().timeout(REQUEST_LIMIT);
+    let log = nats_log(&server, "n");
     let old = begin_new(&log, KEY, "old").await;
     append(&log, old, 1, "old last", HOUR).await;
     let now = std::time::SystemTime::UNIX_EPOCH.elapsed().unwrap().as_millis();
@@ -516,7 +516,7 @@ async fn a_reader_skips_messages_of_an_older_journal_on_nats() {
 #[tokio::test]
 async fn an_old_open_journal_on_nats_counts_as_forgotten() {
     let Some(server) = NatsServer::start() else { return };
-    let log = Nats::new(&server.url(), "n").unwrap().timeout(REQUEST_LIMIT);
+    let log = nats_log(&server, "n");
     let id = begin_new(&log, KEY, "first").await;
     append(&log, id, 1, "last", HOUR).await;
     let now = std::time::SystemTime::UNIX_EPOCH.elapsed().unwrap().as_millis() as u64;
@@ -533,7 +533,7 @@ async fn an_old_open_journal_on_nats_counts_as_forgotten() {
 #[tokio::test]
 async fn a_nats_journal_with_a_hole_counts_as_forgotten() {
     let Some(server) = NatsServer::start() else { return };
-    let log = Nats::new(&server.url(), "n").unwrap().timeout(REQUEST_LIMIT);
+    let log = nats_log(&server, "n");
     let id = begin_new(&log, KEY, "first").await;
     for (after, entry) in [(1, "second"), (2, "third"), (3, "fourth")] {
         append(&log, id, after, entry, None).await;
@@ -547,7 +547,7 @@ async fn a_nats_journal_with_a_hole_counts_as_forgotten() {
 #[tokio::test]
 async fn journals_of_a_deleted_nats_stream_are_forgotten() {
     let Some(server) = NatsServer::start() else { return };
-    let log = Nats::new(&server.url(), "n").unwrap().timeout(REQUEST_LIMIT);
+    let log = nats_log(&server, "n");
     let id = begin_new(&log, KEY, "first").await;
     server.api(&format!("STREAM.DELETE.{NATS_STREAM}"), "").await;
     assert_eq!(append(&log, id, 1, "second", None).await, Conflict);
@@ -562,7 +562,7 @@ async fn a_nats_stream_that_would_lose_entries_is_rejected() {
     let Some(server) = NatsServer::start() else { return };
     let config = format!("{{\"name\":\"{NATS_STREAM}\",\"subjects\":[\"tower-sse.n.j.*\"],\"storage\":\"file\"}}");
     server.api(&format!("STREAM.CREATE.{NATS_STREAM}"), &config).await;
-    let log = Nats::new(&server.url(), "n").unwrap().timeout(REQUEST_LIMIT);
+    let log = nats_log(&server, "n");
     let error = soon(log.begin_journal(KEY, Bytes::new())).await.unwrap_err();
     assert!(error.is_rejected() && error.to_string().contains(NATS_STREAM), "{error}");
 }
@@ -570,7 +570,7 @@ async fn a_nats_stream_that_would_lose_entries_is_rejected() {
 #[tokio::test]
 async fn an_entry_for_which_nats_has_no_room_is_rejected() {
     let Some(server) = NatsServer::start() else { return };
-    let log = Nats::new(&server.url(), "n").unwrap().timeout(REQUEST_LIMIT);
+    let log = nats_log(&server, "n");
     let id = begin_new(&log, KEY, "first").await;
     let info = server.api(&format!("STREAM.INFO.{NATS_STREAM}"), "").await;
     let mut config = info["config"].clone();

@@ -7,7 +7,7 @@ use bytes::Bytes;
 use futures::StreamExt;
 use tower_sse::backplane::{Backplane, LogLimits, LogPosition, LogState, Nats, NewRecord, Range, ReadLimit, Value};
 
-use crate::kit::broker::{REQUEST_LIMIT, range};
+use crate::kit::broker::{nats_log, range};
 use crate::kit::soon;
 use crate::nats_rewrites::{SINGLE, announcing, set_to_zero};
 use crate::nats_server::NatsServer;
@@ -34,10 +34,7 @@ async fn values(log: &Nats) -> BTreeMap<u64, String> {
 #[tokio::test]
 async fn nats_trims_by_length_and_by_age_and_reports_its_first_record() {
     let Some(server) = NatsServer::start() else { return };
-    let log = Nats::new(&server.url(), "length")
-        .unwrap()
-        .timeout(REQUEST_LIMIT)
-        .limits(LogLimits::new().max_records(1_000).max_values(10));
+    let log = nats_log(&server, "length").limits(LogLimits::new().max_records(1_000).max_values(10));
     append(&log, vec![value("copied", "id")]).await;
     server.wait_until_copied("length", 1).await;
     append(&log, (0..4_999).map(|n| record(&n.to_string())).collect()).await;
@@ -61,10 +58,7 @@ async fn nats_trims_by_length_and_by_age_and_reports_its_first_record() {
     })
     .await;
 
-    let log = Nats::new(&server.url(), "age")
-        .unwrap()
-        .timeout(REQUEST_LIMIT)
-        .limits(LogLimits::new().max_age(Duration::from_millis(200)));
+    let log = nats_log(&server, "age").limits(LogLimits::new().max_age(Duration::from_millis(200)));
     append(&log, vec![record("old"), record("old")]).await;
     soon(async { while soon(log.state(None)).await.unwrap().first != 3 {} }).await;
     append(&log, vec![record("new")]).await;
@@ -76,7 +70,7 @@ async fn nats_trims_by_length_and_by_age_and_reports_its_first_record() {
 #[tokio::test]
 async fn values_outlive_the_log_independently_of_each_other() {
     let Some(server) = NatsServer::start() else { return };
-    let log = Nats::new(&server.url(), "n").unwrap().timeout(REQUEST_LIMIT).limits(LogLimits::new().max_records(1));
+    let log = nats_log(&server, "n").limits(LogLimits::new().max_records(1));
     let both = |text: &str, removes| {
         let mut outgoing = record(text);
         outgoing.values = vec![Value::new("x", removes), Value::new("y", removes)];
@@ -107,8 +101,7 @@ async fn acknowledged_values_survive_a_busy_log_on_a_fresh_and_on_a_restarted_se
             server.kill();
             server.restart();
         }
-        let log =
-            Nats::new(&server.url(), "n").unwrap().timeout(REQUEST_LIMIT).limits(LogLimits::new().max_records(1_000));
+        let log = nats_log(&server, "n").limits(LogLimits::new().max_records(1_000));
         append(&log, (0..20).map(|n| value(start, &format!("{start} {n}"))).collect()).await;
         append(&log, (0..3_000).map(|n| record(&n.to_string())).collect()).await;
         let kept = values(&log).await.into_values().filter(|text| text == start).count();
@@ -119,7 +112,7 @@ async fn acknowledged_values_survive_a_busy_log_on_a_fresh_and_on_a_restarted_se
 #[tokio::test]
 async fn record_over_max_payload_is_rejected_and_the_others_are_appended() {
     let Some(server) = NatsServer::start() else { return };
-    let log = Nats::new(&server.url(), "n").unwrap().timeout(REQUEST_LIMIT);
+    let log = nats_log(&server, "n");
     append(&log, vec![record("x")]).await;
     // Headers count towards the limit.
     let large = "x".repeat(1 << 20);
@@ -175,7 +168,7 @@ async fn a_broker_stream_that_would_lose_records_is_rejected() {
         let config =
             format!("{{\"name\":\"tower-sse-log_{name}\",\"subjects\":[\"{name}\"],\"storage\":\"file\",{setting}}}");
         server.api(&format!("STREAM.CREATE.tower-sse-log_{name}"), &config).await;
-        let log = Nats::new(&server.url(), name).unwrap().timeout(REQUEST_LIMIT);
+        let log = nats_log(&server, name);
         let refused = soon(log.append(vec![record("x")], None)).await.pop().unwrap().unwrap_err();
         assert!(refused.is_rejected() && refused.to_string().contains("tower-sse-log"), "{refused}");
     }
@@ -186,7 +179,7 @@ async fn a_broker_stream_that_would_lose_records_is_rejected() {
 #[tokio::test]
 async fn a_log_that_was_rolled_back_begins_a_new_epoch_and_keeps_its_values() {
     let Some(mut server) = NatsServer::start() else { return };
-    let log = || Nats::new(&server.url(), "n").unwrap().timeout(REQUEST_LIMIT);
+    let log = || nats_log(&server, "n");
     let (one, two) = (log(), log());
     let before = append(&one, vec![record("1"), value("2", "kept")]).await;
     server.kill();
@@ -218,10 +211,7 @@ async fn a_log_that_was_rolled_back_begins_a_new_epoch_and_keeps_its_values() {
 #[tokio::test]
 async fn a_deleted_stream_is_created_again_in_a_new_epoch() {
     let Some(server) = NatsServer::start() else { return };
-    let (one, two) = (
-        Nats::new(&server.url(), "n").unwrap().timeout(REQUEST_LIMIT),
-        Nats::new(&server.url(), "n").unwrap().timeout(REQUEST_LIMIT),
-    );
+    let (one, two) = (nats_log(&server, "n"), nats_log(&server, "n"));
     let before = append(&one, vec![value("1", "a"), record("2")]).await;
     soon(two.state(None)).await.unwrap();
     let mut tail = two.tail(2);
@@ -241,8 +231,7 @@ async fn a_deleted_stream_is_created_again_in_a_new_epoch() {
 async fn one_of_several_simultaneous_starts_sets_the_epoch() {
     let Some(server) = NatsServer::start() else { return };
     for round in 0..10 {
-        let logs: Vec<_> =
-            (0..8).map(|_| Nats::new(&server.url(), &format!("n{round}")).unwrap().timeout(REQUEST_LIMIT)).collect();
+        let logs: Vec<_> = (0..8).map(|_| nats_log(&server, &format!("n{round}"))).collect();
         let places = futures::future::join_all(logs.iter().map(|log| append(log, vec![record("x")]))).await;
         let mut places: Vec<_> = places.into_iter().flatten().collect();
         places.sort_unstable_by_key(|place| place.sequence);
@@ -268,8 +257,7 @@ async fn a_server_without_jetstream_is_an_error_that_names_jetstream() {
 #[tokio::test]
 async fn a_read_of_a_replica_that_is_behind_proves_nothing_about_its_records() {
     let Some(server) = NatsServer::start() else { return };
-    append(&Nats::new(&server.url(), "n").unwrap().timeout(REQUEST_LIMIT), vec![record("1"), record("2"), record("3")])
-        .await;
+    append(&nats_log(&server, "n"), vec![record("1"), record("2"), record("3")]).await;
     let behind = announcing(SINGLE, &server, |_, json| set_to_zero(json, "num_pending")).await;
     assert_eq!(soon(behind.state(None)).await.unwrap().last, 3);
     assert_eq!(soon(behind.range(1, ReadLimit::records(10))).await.unwrap(), Range::NotYet);
@@ -280,7 +268,7 @@ async fn a_read_of_a_replica_that_is_behind_proves_nothing_about_its_records() {
 #[tokio::test]
 async fn a_read_ends_before_a_deleted_record_and_the_next_read_continues_after_it() {
     let Some(server) = NatsServer::start() else { return };
-    let log = Nats::new(&server.url(), "n").unwrap().timeout(REQUEST_LIMIT);
+    let log = nats_log(&server, "n");
     append(&log, ["1", "2", "3", "4", "5"].map(record).into()).await;
     for number in [2, 5] {
         let deleted = server.api("STREAM.MSG.DELETE.tower-sse-log_n", &format!("{{\"seq\":{number}}}")).await;
@@ -300,7 +288,7 @@ async fn a_repeated_key_without_a_number_is_an_unknown_outcome() {
     let Some(server) = NatsServer::start() else { return };
     let mut once = record("once");
     once.idempotency_key = Some("key".into());
-    append(&Nats::new(&server.url(), "n").unwrap().timeout(REQUEST_LIMIT), vec![once.clone()]).await;
+    append(&nats_log(&server, "n"), vec![once.clone()]).await;
     let log = announcing(SINGLE, &server, |_, json| set_to_zero(json, "seq")).await;
     let error = soon(log.append(vec![once], None)).await.remove(0).unwrap_err();
     assert!(error.is_unknown(), "{error}");
@@ -310,7 +298,7 @@ async fn a_repeated_key_without_a_number_is_an_unknown_outcome() {
 #[tokio::test]
 async fn a_value_that_is_put_once_has_a_lifetime_and_no_end_time() {
     let Some(server) = NatsServer::start() else { return };
-    let log = Nats::new(&server.url(), "n").unwrap().timeout(REQUEST_LIMIT);
+    let log = nats_log(&server, "n");
     let mut stored = Vec::new();
     for _ in 0..2 {
         soon(log.put_once("key", Bytes::from_static(b"ticket"), Duration::from_secs(60))).await.unwrap();

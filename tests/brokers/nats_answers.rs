@@ -17,7 +17,7 @@ use tower_sse::backplane::{
 };
 use tower_sse::{Cursor, Event, Hub, SubscriberItem, Subscription};
 
-use crate::kit::broker::{REQUEST_LIMIT, range};
+use crate::kit::broker::{REQUEST_LIMIT, nats_log, range};
 use crate::kit::{soon, until};
 use crate::nats_rewrites::{
     Announced, LEADER, MEMBER, SINGLE, announcing, count_down, is_info, is_info_of, is_message_of, lower, member,
@@ -35,7 +35,7 @@ async fn append(log: &Nats, records: Vec<NewRecord>) -> Vec<LogPosition> {
 
 /// Appends 120 records, and returns the state after them.
 async fn filled(server: &NatsServer) -> (Nats, LogState) {
-    let log = Nats::new(&server.url(), "n").unwrap().timeout(REQUEST_LIMIT);
+    let log = nats_log(server, "n");
     append(&log, (0..120).map(|n| record(&n.to_string())).collect()).await;
     let state = soon(log.state(None)).await.unwrap();
     assert_eq!(state.last, 120);
@@ -315,10 +315,7 @@ async fn a_stream_that_a_new_leader_does_not_know_yet_is_neither_created_again_n
         assert_eq!(soon(log.values()).await.unwrap().len(), 1, "{times}");
     }
     // The claim of the adapter that did not find the log does not stop others for long.
-    assert_eq!(
-        soon(Nats::new(&server.url(), "n").unwrap().timeout(REQUEST_LIMIT).state(None)).await.unwrap().epoch,
-        before.epoch
-    );
+    assert_eq!(soon(nats_log(&server, "n").state(None)).await.unwrap().epoch, before.epoch);
 }
 
 /// Up to version 2.10, a replica that is behind begins with an older record.
@@ -365,7 +362,7 @@ async fn records_that_a_replica_does_not_have_yet_are_not_missing_and_values_are
 #[tokio::test]
 async fn a_ticket_and_a_run_that_one_read_does_not_find_are_read_again_after_a_write() {
     let Some(server) = NatsServer::start() else { return };
-    let log = Nats::new(&server.url(), "n").unwrap().timeout(REQUEST_LIMIT);
+    let log = nats_log(&server, "n");
     soon(log.put_once("ticket", "ada".into(), Duration::from_secs(60))).await.unwrap();
     let id = begun_run(&log).await;
     // The first request for a message of each of these subjects finds none.
@@ -395,7 +392,7 @@ async fn a_ticket_and_a_run_that_one_read_does_not_find_are_read_again_after_a_w
 #[tokio::test]
 async fn a_run_whose_stream_is_not_found_is_read_again_after_a_write() {
     let Some(server) = NatsServer::start() else { return };
-    let log = Nats::new(&server.url(), "n").unwrap().timeout(REQUEST_LIMIT);
+    let log = nats_log(&server, "n");
     let id = begun_run(&log).await;
     let unknown = || async {
         let times = Arc::new(AtomicUsize::new(0));
@@ -421,7 +418,7 @@ async fn a_run_whose_stream_is_not_found_is_read_again_after_a_write() {
 #[tokio::test]
 async fn a_ticket_that_one_read_describes_as_taken_or_not_yet_as_taken_is_read_again_after_a_write() {
     let Some(server) = NatsServer::start() else { return };
-    let log = Nats::new(&server.url(), "n").unwrap().timeout(REQUEST_LIMIT);
+    let log = nats_log(&server, "n");
     for wrong in [0, 1] {
         soon(log.put_once("ticket", "ada".into(), Duration::from_secs(60))).await.unwrap();
         let reads = AtomicUsize::new(0);

@@ -4,13 +4,13 @@
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use tower_sse::backplane::{Backplane, LogLimits, Memory, Redis};
+use tower_sse::backplane::{Backplane, LogLimits, Memory};
 use tower_sse::test_kit::FaultyLog;
 use tower_sse::{
     Cursor, Event, Hub, HubBuilder, Position, Retention, Subscriber, SubscriberItem, Subscription, TopicFilter,
 };
 
-use crate::kit::broker::{REQUEST_LIMIT, for_each_broker};
+use crate::kit::broker::{Broker, for_each_broker};
 use crate::kit::{soon, until};
 use crate::reached::Reached;
 use crate::redis_server::{FORGETFUL, RedisServer};
@@ -140,13 +140,7 @@ for_each_broker!(older_records_come_from_the_broker(log): memory, redis, nats, p
 #[tokio::test]
 async fn trimmed_records_of_the_broker_are_one_gap_and_the_rest_arrives() {
     let Some(server) = RedisServer::start(FORGETFUL) else { return };
-    let one = start(
-        Redis::new(&server.url(), "trimmed")
-            .unwrap()
-            .timeout(REQUEST_LIMIT)
-            .limits(LogLimits::new().max_records(1_000)),
-    )
-    .await;
+    let one = start(server.log("trimmed").limits(LogLimits::new().max_records(1_000))).await;
     let begin = one.position();
     publish(&one, &["a", "b"], 0..2_000).await;
     until(|| number(one.position()) == number(begin) + 4_000).await;

@@ -9,7 +9,7 @@ use tower_sse::backplane::{Backplane, NewRecord, Postgres};
 use tower_sse::{Event, Hub, Publisher};
 
 use crate::instances::builder;
-use crate::kit::broker::REQUEST_LIMIT;
+use crate::kit::broker::Broker;
 use crate::kit::postgres::PostgresServer;
 use crate::kit::postgres_client::{call, connect, log, publish, read_to};
 use crate::kit::{soon, until};
@@ -369,7 +369,7 @@ async fn events_of_two_namespaces_do_not_mix() {
     let names = ["n", "N", "n ", "", "ä"];
     let mut pages = Vec::new();
     for name in names {
-        let hub = start(Postgres::new(&server.url(), name).unwrap().timeout(REQUEST_LIMIT)).await;
+        let hub = start(Broker::log(&server, name)).await;
         pages.push((open(&hub), hub));
     }
     let mut client = connect(&server).await;

@@ -5,7 +5,7 @@ use std::time::Duration;
 use tower_sse::backplane::{BackplaneError, Postgres};
 use tower_sse::test_kit::check_backplane;
 
-use crate::kit::broker::REQUEST_LIMIT;
+use crate::kit::broker::Broker;
 use crate::kit::pgbouncer::PgBouncer;
 use crate::kit::postgres::PostgresServer;
 use crate::nats_access::use_everything;
@@ -41,18 +41,14 @@ async fn adapter_keeps_the_contract_behind_a_pooler_with_the_least_rights() {
 #[tokio::test]
 async fn instances_work_with_the_least_rights() {
     let Some(server) = start() else { return };
-    scopes::nothing_crosses_between_instances(Postgres::new(&server.url(), "scopes").unwrap().timeout(REQUEST_LIMIT))
-        .await;
-    listening::presence_is_the_same_on_every_instance(
-        Postgres::new(&server.url(), "presence").unwrap().timeout(REQUEST_LIMIT),
-    )
-    .await;
+    scopes::nothing_crosses_between_instances(Broker::log(&server, "scopes")).await;
+    listening::presence_is_the_same_on_every_instance(Broker::log(&server, "presence")).await;
 }
 
 #[tokio::test]
 async fn each_right_of_instances_is_needed_and_a_missing_one_is_named() {
     let Some(server) = start() else { return };
-    let log = || Postgres::new(&server.url(), "n").unwrap().timeout(REQUEST_LIMIT);
+    let log = || Broker::log(&server, "n");
     let errors = use_everything(&log(), Duration::from_secs(10)).await;
     assert!(errors.is_empty(), "{errors:?}");
     let rights = rights("hub");

@@ -7,7 +7,7 @@ use tower_sse::backplane::{Backplane, LogLimits, Memory, NewRecord, Redis, Value
 use tower_sse::{Event, Hub, Publisher};
 
 use crate::instances::{Instance, builder};
-use crate::kit::broker::{REQUEST_LIMIT, for_each_broker};
+use crate::kit::broker::{Broker, REQUEST_LIMIT, for_each_broker};
 use crate::kit::{get, soon, subscribe};
 use crate::redis_server::{FORGETFUL, RedisServer};
 
@@ -294,7 +294,7 @@ fn a_shared_log_outside_of_a_runtime_is_an_error_and_no_panic() {
 #[tokio::test]
 async fn a_log_that_lost_records_of_a_publisher_begins_a_new_epoch() {
     let Some(mut server) = RedisServer::start(FORGETFUL) else { return };
-    let worker = worker(Redis::new(&server.url(), "n").unwrap().timeout(REQUEST_LIMIT));
+    let worker = worker(server.log("n"));
     let publish = async || worker.topic("t").publish(Event::unnamed("x")).await;
     let before = publish().await.unwrap();
     server.kill();

@@ -9,7 +9,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Notify;
 use tower_sse::backplane::{Backplane, NewRecord, Redis, Value};
 
-use crate::kit::broker::REQUEST_LIMIT;
+use crate::kit::broker::{Broker, REQUEST_LIMIT};
 use crate::kit::soon;
 use crate::redis_server::{FORGETFUL, RedisCluster, RedisServer};
 
@@ -102,7 +102,7 @@ async fn values_are_complete_when_their_slot_is_moved_between_two_pages() {
 async fn values_of_a_demoted_primary_are_unavailable() {
     let Some(old) = RedisServer::start(FORGETFUL) else { return };
     let Some(new) = RedisServer::start(FORGETFUL) else { return };
-    let log = Redis::new(&old.url(), "n").unwrap().timeout(REQUEST_LIMIT);
+    let log = old.log("n");
     append_values(&log, 1).await;
     assert_eq!(soon(log.values()).await.unwrap().len(), 1);
     old.follow(&new, new.port).await;

@@ -9,9 +9,9 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use serde_json::Value as Json;
-use tower_sse::backplane::{Backplane, Begun, JournalAppend, LogState, Nats, NewRecord, Postgres, Redis, Value};
+use tower_sse::backplane::{Backplane, Begun, JournalAppend, LogState, NewRecord, Value};
 
-use crate::kit::broker::{REQUEST_LIMIT, range};
+use crate::kit::broker::{Broker, nats_log, range};
 use crate::kit::postgres::PostgresServer;
 use crate::kit::soon;
 use crate::nats_server::NatsServer;
@@ -68,7 +68,7 @@ async fn redis_adapter_stores_and_reads_the_documented_bytes() {
     let cli = |command: &[&str]| server.cli(command).lines().map(str::to_owned).collect::<Vec<_>>();
     let key = |namespace: &str, name: &str| format!("tower-sse:{{{namespace}}}:{name}");
     let hashed = |namespace: &str, kind: &str, name: &str| key(namespace, &format!("{kind}:{}", sha256(name)));
-    let (epoch, id) = fill(&Redis::new(&server.url(), "written").unwrap().timeout(REQUEST_LIMIT)).await;
+    let (epoch, id) = fill(&server.log("written")).await;
     let epoch = format!("{epoch:x}");
     let written = |name: &str| key("written", name);
     assert_eq!(cli(&["HMGET", &written("meta"), "epoch", "last", "bytes"]), [&epoch, "2", "11"]);
@@ -102,7 +102,7 @@ async fn redis_adapter_stores_and_reads_the_documented_bytes() {
         let answer = cli(command);
         assert!(!answer[0].contains("ERR"), "{command:?}: {answer:?}");
     }
-    assert_readable(&Redis::new(&server.url(), "read").unwrap().timeout(REQUEST_LIMIT)).await;
+    assert_readable(&server.log("read")).await;
 }
 
 /// The header with the ids of [`SET`] and [`REMOVED`].
@@ -121,7 +121,7 @@ fn hash_of_values() -> String {
 #[tokio::test]
 async fn nats_adapter_stores_and_reads_the_documented_bytes() {
     let Some(server) = NatsServer::start() else { return };
-    let (epoch, id) = fill(&Nats::new(&server.url(), "written").unwrap().timeout(REQUEST_LIMIT)).await;
+    let (epoch, id) = fill(&nats_log(&server, "written")).await;
     // Returns the headers and the content of the newest message of a subject.
     let newest = async |stream: &str, subject: &str| {
         let request = format!(r#"{{"last_by_subj":"{subject}"}}"#);
@@ -152,7 +152,7 @@ async fn nats_adapter_stores_and_reads_the_documented_bytes() {
     assert_eq!((heading, entry.as_str()), (format!("{id} 2 {begun} 60000").as_str(), "two"));
 
     // The streams of this namespace exist, and another writer has begun the epoch 7.
-    let log = Nats::new(&server.url(), "read").unwrap().timeout(REQUEST_LIMIT);
+    let log = nats_log(&server, "read");
     soon(log.state(None)).await.unwrap();
     drop(log);
     let mut info = server.api("STREAM.INFO.tower-sse-log_read", "").await;
@@ -183,13 +183,13 @@ async fn nats_adapter_stores_and_reads_the_documented_bytes() {
         headers.into_iter().for_each(|(name, value)| all.insert(name, value));
         client.publish_with_headers(subject, all, Bytes::from(content)).await.unwrap().await.unwrap();
     }
-    assert_readable(&Nats::new(&server.url(), "read").unwrap().timeout(REQUEST_LIMIT)).await;
+    assert_readable(&nats_log(&server, "read")).await;
 }
 
 #[tokio::test]
 async fn postgres_adapter_stores_and_reads_the_documented_rows() {
     let Some(server) = PostgresServer::start(&[]) else { return };
-    let (epoch, id) = fill(&Postgres::new(&server.url(), "written").unwrap().timeout(REQUEST_LIMIT)).await;
+    let (epoch, id) = fill(&Broker::log(&server, "written")).await;
     let [epoch, id] = [epoch, u64::from_str_radix(&id, 16).unwrap()].map(u64::cast_signed);
     let hash = |text: &str| format!("\\x{}", sha256(text));
     let is_now = |column: &str| format!("{column} BETWEEN now() - interval '1 minute' AND now() + interval '1 minute'");
@@ -248,5 +248,5 @@ async fn postgres_adapter_stores_and_reads_the_documented_rows() {
             VALUES ('read', '{run}', {0}, 1, 'one'), ('read', '{run}', {0}, 2, 'two')",
         0xab,
     ));
-    assert_readable(&Postgres::new(&server.url(), "read").unwrap().timeout(REQUEST_LIMIT)).await;
+    assert_readable(&Broker::log(&server, "read")).await;
 }

@@ -155,6 +155,11 @@ impl BrokerServer for RedisServer {
     }
 }
 
+/// Returns the log of a namespace, as [`Broker::log`].
+pub fn nats_log(server: &NatsServer, namespace: &str) -> Nats {
+    Nats::new(&server.url(), namespace).unwrap().timeout(REQUEST_LIMIT)
+}
+
 pub struct NatsBroker {
     server: NatsServer,
     durable: bool,
@@ -164,7 +169,7 @@ impl Broker for NatsBroker {
     type Log = Nats;
 
     fn log(&self, namespace: &str) -> Nats {
-        Nats::new(&self.server.url(), namespace).unwrap().timeout(REQUEST_LIMIT)
+        nats_log(&self.server, namespace)
     }
 }
 

@@ -134,7 +134,7 @@ async fn an_interrupted_rule_of_a_cluster_is_checked_again_with_a_new_log() {
     }
 }
 
-/// Each rule calls at least one of these operations.
+/// Most rules call at least one of these operations.
 fn fail_always(connection: &LogConnection, fault: Fault) {
     for operation in [Operation::State, Operation::Append, Operation::BeginJournal] {
         connection.faults().every(operation, fault);
